@@ -1,0 +1,98 @@
+# make train        the whole story, on any machine: install, four stages, gate refit, test tasks, table
+# make help         the other targets
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+RUN ?= mini
+CONFIG ?= mini
+PROFILE ?= cpu
+OVERRIDES ?=
+BASE_PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+# A further package index that carries CPU builds of torch; the configured indexes are tried in any case.
+TORCH_INDEX ?=
+TORCH ?= 2.13.0
+TORCHVISION ?= 0.28.0
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PIP := $(PYTHON) -m pip install --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+SETTINGS := --config $(CONFIG) --profile $(PROFILE) --run $(RUN) $(OVERRIDES)
+
+# Spinning OpenMP threads collapse when something else wants the cores.
+export OMP_WAIT_POLICY := PASSIVE
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help install train train-stage1 train-stage2 train-stage3 train-stage4 evaluate ablations ablation-gate bench-stage1 pretrain-backbone mlflow-ui test check format clean
+
+help:  ## This list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@echo
+	@echo '  Variables: RUN=$(RUN) CONFIG=$(CONFIG) PROFILE=$(PROFILE) OVERRIDES="key=value …"  e.g.  make train RUN=two OVERRIDES="seed=2 model.num_queries=4"'
+
+install: $(STAMP)  ## Make .venv with the pinned versions (a second call installs nothing)
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@test -n "$(BASE_PYTHON)" || { echo "No Python 3.11 or newer found: install one, or call make with BASE_PYTHON=/path/to/python."; exit 1; }
+	@"$(BASE_PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(BASE_PYTHON) is older than Python 3.11: call make with BASE_PYTHON=/path/to/python."; exit 1; }
+	@test -x $(PYTHON) || "$(BASE_PYTHON)" -m venv $(VENV)
+	@if $(PYTHON) -c 'import importlib.metadata as m, sys; sys.exit(m.version("torch").split("+")[0] != "$(TORCH)")' 2>/dev/null; then \
+	    echo "torch $(TORCH) is there."; \
+	elif command -v nvidia-smi >/dev/null 2>&1; then \
+	    $(PIP) "torch==$(TORCH)" "torchvision==$(TORCHVISION)"; \
+	else \
+	    echo "No GPU found: trying the CPU build of torch first."; \
+	    $(PIP) "torch==$(TORCH)+cpu" "torchvision==$(TORCHVISION)+cpu" 2>/dev/null \
+	        || $(PIP) "torch==$(TORCH)+cpu" 2>/dev/null \
+	        || $(PIP) "torch==$(TORCH)" "torchvision==$(TORCHVISION)"; \
+	fi
+	$(PIP) -e ".[mini,dev]"
+	@touch $(STAMP)
+
+train: $(STAMP)  ## Four stages, gate refit and the table on the test tasks (goes on where it was stopped)
+	$(PYTHON) -m experiments.train all $(SETTINGS)
+
+train-stage1 train-stage2 train-stage3 train-stage4: train-stage%: $(STAMP)
+	$(PYTHON) -m experiments.train stage$* $(SETTINGS)
+
+train-stage1:  ## Contrastive: embedding adapter and queries
+train-stage2:  ## CoT fine-tuning and contrastive learning, jointly
+train-stage3:  ## Routing gate, on the model's own thoughts
+train-stage4:  ## GRPO on the reasoning adapter
+
+evaluate: $(STAMP)  ## Test tasks on a finished run: never, always, auto, oracle
+	$(PYTHON) -m experiments.evaluate $(SETTINGS)
+
+ablations: $(STAMP)  ## Every ablation of experiments/sweep.py, as nested MLflow runs
+	$(PYTHON) -m experiments.sweep all $(SETTINGS)
+
+ablation-gate: $(STAMP)  ## Gate modes and a threshold sweep on a finished run
+	$(PYTHON) -m experiments.ablation_gate $(SETTINGS)
+
+bench-stage1: $(STAMP)  ## Time and memory of stage 1 against plain LoRA contrastive training
+	$(PYTHON) -m experiments.bench_stage1 --config $(CONFIG) --profile $(PROFILE) $(OVERRIDES)
+
+pretrain-backbone: $(STAMP)  ## Train the tiny backbone anew (make train does not need it)
+	$(PYTHON) -m experiments.pretrain_backbone $(OVERRIDES)
+
+mlflow-ui: $(STAMP)  ## Compare runs in a browser
+	$(PYTHON) -m mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) --workers 1 --backend-store-uri sqlite:///$(abspath runs/mlflow.db)
+
+test: export OMP_NUM_THREADS := 1
+test: $(STAMP)  ## All tests, with coverage of the four packages
+	$(PYTHON) -m pytest --cov --cov-report=term $(TESTS)
+
+check: $(STAMP)  ## ruff, mypy strict, import contracts
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	$(VENV)/bin/lint-imports --config setup.cfg
+
+format: $(STAMP)  ## Let ruff format and mend what it can
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+clean:  ## Remove caches and builds (keeps .venv and runs)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache htmlcov .coverage .coverage.*
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What we chose: settings, pipeline, tracking and ablations. Loads without torch."""

@@ -1,0 +1,91 @@
+"""What every command of this package shares: arguments, settings, and errors as one line. Loads without torch."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from experiments.runs import CONFIGS, RunFolder, resolve_backbone
+from twn_lightning.configs.load import load_config
+from twn_lightning.configs.run import RunConfig
+from twn_lightning.errors import ConfigError, DataError, TwnError
+
+FAILED = 1
+STOPPED = 130
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add ``--config``, ``--profile``, ``--run`` and the ``key=value`` overrides."""
+    parser.add_argument("--config", default="mini", metavar="NAME", help="a YAML file, or the name of one in experiments/configs (default: mini)")
+    parser.add_argument(
+        "--profile", default="cpu", metavar="NAME", help="a YAML file, or the name of one in experiments/configs/profiles (default: cpu)"
+    )
+    parser.add_argument("--run", metavar="NAME", help="name of the run, and of its folder (default: the config's name)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the files, e.g. seed=2 stages.grpo.group_size=4")
+
+
+def settings(arguments: argparse.Namespace) -> RunConfig:
+    """The run's settings, checked as far as it goes without torch: ranges, backbone folder, the user's files.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        DataError: A file named in data.sources is missing.
+    """
+    overrides = [*arguments.overrides, *([f"name={arguments.run}"] if arguments.run else [])]
+    config = load_config(arguments.config, folder=CONFIGS, profile=arguments.profile, overrides=overrides)
+    resolve_backbone(config.backbone.path)
+    for source in config.data.sources:
+        path = source.options.get("path")
+        if isinstance(path, str) and not Path(path).exists():
+            raise DataError(f"data.sources names {path!r}, which is not there (looked for {Path(path).resolve()}): give the path of a file.")
+    return config
+
+
+def require_finished(config: RunConfig) -> RunFolder:
+    """The folder of a run that has at least one finished stage.
+
+    Raises:
+        ConfigError: There is none; lists the runs that are there.
+    """
+    folder = RunFolder(config)
+    if folder.last_done() is None:
+        runs = sorted(path.parent.name for path in folder.path.parent.glob("*/config.yaml"))
+        raise ConfigError(
+            f"Run {config.name!r} has no finished stage in {folder.path}: run 'python -m experiments.train all --run {config.name}' first. "
+            f"Runs that are there: {', '.join(runs) or 'none'}."
+        )
+    return folder
+
+
+def prepare_process() -> None:
+    """Load torch as this package needs it: environment first, torchvision's schemas after it; and log plain lines."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "alembic", "mlflow", "matplotlib", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    from twn_lightning.torchvision_compat import ensure_torchvision  # loads torch
+
+    ensure_torchvision()
+
+
+def run_command(body: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
+    """Run a command; what the user can mend becomes one line, Ctrl-C a friendly one.
+
+    Returns:
+        The exit code: 0, 1 for a `TwnError`, 130 when stopped.
+    """
+    try:
+        body(arguments)
+    except TwnError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; the same command goes on\n")
+        return STOPPED
+    return 0

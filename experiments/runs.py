@@ -1,0 +1,177 @@
+"""A run's folder: which steps are finished, what they were made with, and which command comes next. Loads without torch."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from twn_lightning.configs.load import config_yaml, flatten
+from twn_lightning.configs.run import RunConfig
+from twn_lightning.errors import CheckpointError, ConfigError
+
+CONFIGS = Path(__file__).parent / "configs"
+BACKBONES = Path(__file__).parent / "backbones"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One link of the pipeline.
+
+    Attributes:
+        command: What the command line calls it; stage4 has two steps.
+        name: Name in logs, folders and MLflow.
+        section: The section of ``stages`` that it is set by.
+        title: What it does, for people.
+    """
+
+    command: str
+    name: str
+    section: str
+    title: str
+
+
+STEPS = (
+    Step("stage1", "contrastive", "contrastive", "stage 1 · contrastive"),
+    Step("stage2", "cot_sft", "cot_sft", "stage 2 · CoT fine-tuning and contrastive"),
+    Step("stage3", "gate", "gate", "stage 3 · routing gate"),
+    Step("stage4", "grpo", "grpo", "stage 4 · GRPO"),
+    Step("stage4", "gate_refit", "gate", "stage 4 · gate refit"),
+)
+COMMANDS = ("stage1", "stage2", "stage3", "stage4", "all")
+_SHARED_PREFIXES = ("seed", "backbone.", "model.", "data.", "decoding.", "trainer.precision", "trainer.accumulate", "trainer.clip", "trainer.devices")
+_FREE_KEYS = ("data.test_tasks", "data.validation_batches")
+
+
+def resolve_backbone(path: str) -> Path:
+    """The folder of a backbone, from a path or from its name in ``experiments/backbones``.
+
+    Raises:
+        ConfigError: Neither is there.
+    """
+    for folder in (Path(path), BACKBONES / path):
+        if (folder / "config.json").is_file():
+            return folder.resolve()
+    names = sorted(file.parent.name for file in BACKBONES.glob("*/config.json"))
+    raise ConfigError(
+        f"backbone.path is {path!r}, but there is no config.json in it: give a folder, or one of the names {', '.join(names) or '(none shipped)'}."
+    )
+
+
+def next_command(step: Step, config: RunConfig) -> str:
+    """The command line that does a step of this run."""
+    return f"python -m experiments.train {step.command} --run {config.name}"
+
+
+class RunFolder:
+    """Where a run keeps its steps.
+
+    Args:
+        config: The run's settings; the folder is ``output_dir/name``.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.path = Path(config.output_dir).resolve() / config.name
+
+    def create(self) -> None:
+        """Make the folder and write the resolved settings into it.
+
+        Raises:
+            ConfigError: It cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "config.yaml").write_text(config_yaml(self.config), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"The run folder {self.path} cannot be written ({error.strerror}): "
+                "choose another with output_dir=FOLDER, or mend its permissions."
+            ) from None
+        if not os.access(self.path, os.W_OK):
+            raise ConfigError(f"The run folder {self.path} cannot be written: choose another with output_dir=FOLDER, or mend its permissions.")
+
+    def step(self, step: Step) -> Path:
+        """The folder of a step: ``last.ckpt``, ``bundle/``, ``settings.yaml``, ``done.json``."""
+        return self.path / f"{STEPS.index(step) + 1}_{step.name}"
+
+    def bundle(self, step: Step) -> Path:
+        """Where a step leaves its bundle."""
+        return self.step(step) / "bundle"
+
+    def is_done(self, step: Step) -> bool:
+        """Whether the step has finished and its bundle is there."""
+        return (self.step(step) / "done.json").is_file() and (self.bundle(step) / "twn_config.json").is_file()
+
+    def checkpoint(self, step: Step) -> Path | None:
+        """The state of an interrupted step, or None."""
+        path = self.step(step) / "last.ckpt"
+        return path if path.exists() else None
+
+    def last_done(self) -> Step | None:
+        """The last step of the unbroken row of finished ones, or None."""
+        last = None
+        for step in STEPS:
+            if not self.is_done(step):
+                break
+            last = step
+        return last
+
+    def check(self, command: str) -> None:
+        """Refuse a stage whose predecessor has not run, or whose folder was begun with other settings.
+
+        Raises:
+            CheckpointError: The stage before has not finished; says which command comes first.
+            ConfigError: The run was begun with other settings; says which ones.
+        """
+        steps = [step for step in STEPS if command in (step.command, "all")]
+        for before in STEPS[: STEPS.index(steps[0])]:
+            if not self.is_done(before):
+                raise CheckpointError(
+                    f"{steps[0].title} of run {self.config.name!r} goes on from {before.title}, which has not finished in {self.path}: "
+                    f"run '{next_command(before, self.config)}' first (or make train-{before.command} RUN={self.config.name})."
+                )
+        for step in STEPS[: STEPS.index(steps[-1]) + 1]:
+            self._check_settings(step)
+
+    def begin(self, step: Step) -> None:
+        """Make the step's folder and note the settings that it depends on."""
+        folder = self.step(step)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "settings.yaml").write_text(yaml.safe_dump(dict(self._relevant(step))), encoding="utf-8")
+
+    def finish(self, step: Step, numbers: Mapping[str, float | int | str]) -> None:
+        """Mark the step as done, with what is worth knowing about it."""
+        record = {"finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **numbers}
+        write_atomically(self.step(step) / "done.json", json.dumps(record, indent=2))
+        checkpoint = self.checkpoint(step)
+        if checkpoint is not None and checkpoint.is_file():
+            checkpoint.unlink()
+
+    def _relevant(self, step: Step) -> dict[str, str]:
+        prefixes = (*_SHARED_PREFIXES, f"stages.{step.section}.")
+        return {key: value for key, value in flatten(self.config).items() if key.startswith(prefixes) and key not in _FREE_KEYS}
+
+    def _check_settings(self, step: Step) -> None:
+        path = self.step(step) / "settings.yaml"
+        if not path.is_file():
+            return
+        before, now = yaml.safe_load(path.read_text(encoding="utf-8")), self._relevant(step)
+        changes = [f"{key} was {before.get(key)} and is {now.get(key)}" for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        if changes:
+            raise ConfigError(
+                f"{step.title} of run {self.config.name!r} was begun with other settings: {'; '.join(changes[:4])}{' …' if len(changes) > 4 else ''}. "
+                f"Choose another run with --run NAME, or remove {self.step(step)} and the steps after it."
+            )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,44 @@
+"""python -m experiments.train all
+
+Trains the stages of a run (stage1, stage2, stage3, stage4, or all with the final table) and goes on where it was stopped.
+Needs nothing but the installed package; ``--profile smoke`` shows the whole way in about a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+
+from experiments.command_line import add_settings, prepare_process, run_command, settings
+from experiments.runs import COMMANDS, RunFolder
+from twn_lightning.errors import ConfigError
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Check everything that can be checked without torch, then train.
+
+    Raises:
+        TwnError: Something the user can mend.
+    """
+    parser = argparse.ArgumentParser(prog="python -m experiments.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", help=", ".join(COMMANDS))
+    add_settings(parser)
+    parsed = parser.parse_intermixed_args(arguments)
+    if parsed.stage not in COMMANDS:
+        near = difflib.get_close_matches(parsed.stage, COMMANDS, n=1, cutoff=0.5)
+        raise ConfigError(f"There is no stage {parsed.stage!r}.{f' Did you mean {near[0]!r}?' if near else ''} Available: {', '.join(COMMANDS)}.")
+    config = settings(parsed)
+    folder = RunFolder(config)
+    folder.check(parsed.stage)
+    folder.create()
+
+    prepare_process()
+    from experiments.pipeline import run_pipeline  # torch is loaded here, after everything was checked
+
+    run_pipeline(config, parsed.stage)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,0 +1,144 @@
+"""What tests share: a tiny random Qwen3-VL made on the spot, a model on it, and items of every modality."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: OpenMP's spinning threads collapse when anything else runs
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from twn_lightning.torchvision_compat import ensure_torchvision
+
+ensure_torchvision()
+torch.set_num_threads(1)
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor, Qwen3VLVideoProcessor
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+
+from twn_lightning.batches import Item
+from twn_lightning.models.adapters import LoraSpec
+from twn_lightning.models.backbones import load_backbone
+from twn_lightning.models.backbones.base import Backbone, ProcessorOptions
+from twn_lightning.models.dual_lora import DualLoRAModel
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<think>", "</think>",
+)  # fmt: skip
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% for part in message.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WORDS = ("Find the capital of this country.", "the flag shows a red dot on white, so it is Japan, and its capital is Tokyo", "3 + 4 = 7", "seconds")
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like a Qwen3-VL checkpoint: config, tokenizer, processor and random weights (about 0.1 M parameters)."""
+    folder = tmp_path_factory.mktemp("tiny_qwen3_vl")
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(WORDS, trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left")
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
+    tokenizer.chat_template = CHAT_TEMPLATE
+    pictures = {"patch_size": 8, "temporal_patch_size": 2, "merge_size": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    processor = Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**pictures, size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64}),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor(**pictures, size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64 * 8}, cap_pixels_per_frame=True),
+        chat_template=CHAT_TEMPLATE,
+    )
+    processor.save_pretrained(folder)
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer) + 5, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 1024, "pad_token_id": ids["<|endoftext|>"],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True},
+        },
+        vision_config={
+            "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 8, "temporal_patch_size": 2,
+            "spatial_merge_size": 2, "out_hidden_size": 32, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1],
+        },
+        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"], tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Qwen3VLForConditionalGeneration(config)
+        for parameter in model.parameters():  # far from zero, so that every input shows in the output
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3_vl"
+    return folder
+
+
+@pytest.fixture
+def tiny_backbone(tiny_backbone_path: Path) -> Backbone:
+    """A freshly loaded tiny backbone; a model puts its adapters into it."""
+    return load_backbone(tiny_backbone_path, options=ProcessorOptions(num_frames=4, max_thought_tokens=48))
+
+
+@pytest.fixture
+def make_model(tiny_backbone_path: Path) -> Callable[..., DualLoRAModel]:
+    """Makes models on the tiny backbone; adapters and gate are random, so that every part of it shows in the output."""
+
+    def make(*, seed: int = 0, num_queries: int = 2, dropout: float = 0.0, **settings: object) -> DualLoRAModel:
+        backbone = load_backbone(tiny_backbone_path, options=ProcessorOptions(num_frames=4, max_thought_tokens=48))
+        spec = LoraSpec(rank=4, alpha=8, dropout=dropout)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = DualLoRAModel(backbone, reasoning=spec, embedding=spec, num_queries=num_queries, **settings)  # type: ignore[arg-type]
+            for name, parameter in model.named_parameters():
+                if ".lora_B." in name:
+                    torch.nn.init.normal_(parameter, std=0.1)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def tiny_model(make_model: Callable[..., DualLoRAModel]) -> DualLoRAModel:
+    """A model of the kv interface with two queries, in eval mode, nothing trainable yet."""
+    return make_model()
+
+
+@pytest.fixture
+def make_items() -> Callable[[int], list[Item]]:
+    """Makes items of every modality in turn: text, image, video, two images, image without text; seeded by their number."""
+
+    def picture(seed: int, width: int = 32, height: int = 32) -> Image.Image:
+        pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
+
+    def make(number: int) -> list[Item]:
+        kinds = [
+            lambda seed: Item(text=f"the capital of country {seed}", instruction="Find the flag."),
+            lambda seed: Item(text="which country", images=(picture(seed),)),
+            lambda seed: Item(text="what moves here", video=tuple(picture(seed * 100 + frame) for frame in range(4))),
+            lambda seed: Item(text="what do they share", images=(picture(seed), picture(seed + 1, width=48))),
+            lambda seed: Item(images=(picture(seed, height=48),)),
+        ]
+        return [kinds[index % len(kinds)](index) for index in range(number)]
+
+    return make

@@ -1,0 +1,90 @@
+"""What is logged can be read back from a sqlite store, and a resumed pipeline goes on in the same MLflow runs."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+
+from experiments.runs import CONFIGS
+from experiments.tracking import Tracking, metric_key, store_uri
+from twn_lightning.configs.load import load_config
+from twn_lightning.configs.run import RunConfig
+from twn_lightning.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    return load_config("mini", folder=CONFIGS, overrides=[f"output_dir={tmp_path_factory.mktemp('runs')}", "name=one"])
+
+
+@pytest.fixture(scope="module")
+def client(config: RunConfig) -> MlflowClient:
+    return MlflowClient(tracking_uri=store_uri(config))
+
+
+def test_round_trip(config: RunConfig, client: MlflowClient, tmp_path: Path) -> None:
+    tracking = Tracking(config, tmp_path, {"data_digest": "abc"})
+    with tracking.running():
+        logger = tracking.child("contrastive")
+        logger.log_metrics({"eval/DigitSum/hit@1": 50.0, "epoch": 1.0}, step=3)
+        logger.log_text("samples/one.md", "a thought")
+        figure = Figure()
+        figure.subplots().plot([0, 1])
+        logger.log_figure("figures/line.png", figure)
+        (tmp_path / "bundle").mkdir()
+        (tmp_path / "bundle" / "part.txt").write_text("part")
+        logger.log_artifact(tmp_path / "bundle")
+        logger.finalize("success")
+    parent, child = client.get_run(tracking.parent.version), client.get_run(logger.version)
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+    assert parent.data.params["stages.grpo.group_size"] == "8"
+    assert {"commit", "seed", "data_digest", "version.torch"} <= set(parent.data.tags)
+    (point,) = client.get_metric_history(child.info.run_id, "eval/DigitSum/hit_at_1")
+    assert (point.step, point.value) == (3, 50.0)
+    assert "epoch" not in child.data.metrics
+    assert {file.path for file in client.list_artifacts(child.info.run_id)} == {"samples", "figures", "bundle"}
+
+
+def test_a_resumed_pipeline_goes_on_in_the_same_runs(config: RunConfig, client: MlflowClient, tmp_path: Path) -> None:
+    first = Tracking(config, tmp_path)
+    with pytest.raises(KeyboardInterrupt), first.running():
+        child = first.child("grpo")
+        child.log_metrics({"grpo/loss": 1.0}, step=1)
+        raise KeyboardInterrupt
+    assert client.get_run(first.parent.version).info.status == "KILLED"
+    second = Tracking(config, tmp_path)
+    again = second.child("grpo")
+    again.log_metrics({"grpo/loss": 0.5}, step=2)
+    assert (second.parent.version, again.version) == (first.parent.version, child.version)
+    assert [point.step for point in client.get_metric_history(child.version, "grpo/loss")] == [1, 2]
+
+
+def test_a_deleted_run_is_replaced(config: RunConfig, client: MlflowClient, tmp_path: Path) -> None:
+    first = Tracking(config, tmp_path)
+    client.delete_run(first.parent.version)
+    assert Tracking(config, tmp_path).parent.version != first.parent.version
+
+
+def test_tracking_can_be_switched_off(config: RunConfig, tmp_path: Path) -> None:
+    off = dataclasses.replace(config, tracking=dataclasses.replace(config.tracking, enabled=False))
+    tracking = Tracking(off, tmp_path)
+    with tracking.running():
+        logger = tracking.child("gate")
+        logger.log_metrics({"a": 1.0})
+        logger.log_text("a.txt", "a")
+    assert logger.version == ""
+    assert not (tmp_path / "mlflow.json").exists()
+
+
+def test_a_store_that_cannot_be_opened_is_named(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    bad = dataclasses.replace(config, tracking=dataclasses.replace(config.tracking, uri=f"sqlite:///{tmp_path}/file/mlflow.db"))
+    with pytest.raises(ConfigError, match="tracking.uri .* cannot be opened"):
+        Tracking(bad, tmp_path)
+
+
+def test_metric_names_are_made_acceptable() -> None:
+    assert metric_key("eval/hit@1 (test)") == "eval/hit_at_1 _test_"

@@ -1,0 +1,75 @@
+"""Errors on the command line answer in half a second, before torch is loaded."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.command_line import FAILED, STOPPED, run_command
+from experiments.train import main
+from twn_lightning.errors import CheckpointError, ConfigError, DataError
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> str:
+    folder = tmp_path / "backbone"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return f"backbone.path={folder}"
+
+
+@pytest.mark.parametrize(("arguments", "words"), [(["stage9"], "There is no stage 'stage9'"), (["stage1", "sead=2"], "Did you mean: 'seed'")])
+def test_a_typo_answers_in_half_a_second(arguments: list[str], words: str) -> None:
+    fastest = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "experiments.train", *arguments], capture_output=True, text=True, check=False)
+        fastest = min(fastest, time.perf_counter() - start)
+        assert done.returncode == FAILED
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+    assert fastest < 0.5
+
+
+def test_no_error_waits_for_torch() -> None:
+    code = (
+        "import sys\nfrom experiments.command_line import run_command\nfrom experiments.train import main\n"
+        "for arguments in (['stage9'], ['stage1', 'sead=2'], ['all', '--profile', 'nope'], ['stage2', 'backbone.path=/nowhere']):\n"
+        "    assert run_command(main, arguments) == 1\n"
+        "heavy = {'torch', 'lightning', 'transformers', 'mlflow', 'numpy'} & set(sys.modules)\nassert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stage_says_which_command_comes_first(tmp_path: Path, backbone: str) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"stage 1 · contrastive.*'python -m experiments.train stage1 --run r' first \(or make train-stage1 RUN=r\)"
+    ):
+        main(["stage3", "--run", "r", f"output_dir={tmp_path}", backbone])
+
+
+def test_an_unknown_backbone_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no config.json in it"):
+        main(["stage1", f"backbone.path={tmp_path}"])
+
+
+def test_a_missing_data_file_is_named(tmp_path: Path, backbone: str) -> None:
+    with pytest.raises(DataError, match=r"data.sources names '.*mine.jsonl', which is not there"):
+        main(["stage1", backbone, f"data.sources=[{{options: {{path: {tmp_path}/mine.jsonl}}}}]"])
+
+
+def test_an_unwritable_folder_is_named(tmp_path: Path, backbone: str) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ConfigError, match="cannot be written.*output_dir=FOLDER"):
+        main(["stage1", backbone, f"output_dir={tmp_path}/file"])
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    assert run_command(stopped, []) == STOPPED == 130
+    assert "stopped; the same command goes on" in capsys.readouterr().err

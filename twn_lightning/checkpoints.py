@@ -1,0 +1,310 @@
+"""Bundles: a trained model's parts on disk, without the backbone and without pickle.
+
+    reasoning/  embedding/    PEFT folders, which PEFT alone can load too
+    gate_mlp.pt  queries.pt   tensors
+    twn_config.json           everything else that is needed to load them again, and where they came from
+
+A folder with only the first four, the layout in which TWN was published, loads with settings given as arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from twn_lightning import __version__
+from twn_lightning.errors import CheckpointError
+from twn_lightning.models.adapters import LoraSpec
+from twn_lightning.models.backbones import load_backbone
+from twn_lightning.models.backbones.base import Backbone, ProcessorOptions
+from twn_lightning.models.dual_lora import DualLoRAModel, Interface
+
+FORMAT = 1
+ADAPTERS = ("reasoning", "embedding")
+CONFIG, GATE, QUERIES = "twn_config.json", "gate_mlp.pt", "queries.pt"
+
+
+@dataclass(frozen=True)
+class BundleDefaults:
+    """What a bundle without twn_config.json does not say.
+
+    Attributes:
+        backbone_path: Folder or hub name of the backbone; None if one is handed over.
+        interface: What the queries read: kv or reencode.
+        gate_threshold: Probability from which an input thinks.
+        detach: See `DualLoRAModel`.
+        dtype: Of the backbone's weights.
+        attn_implementation: sdpa, eager or flash_attention_2.
+        processor: How prompts are made.
+    """
+
+    backbone_path: str | None = None
+    interface: Interface = "kv"
+    gate_threshold: float = 0.5
+    detach: bool = True
+    dtype: str = "float32"
+    attn_implementation: str = "sdpa"
+    processor: ProcessorOptions = field(default_factory=ProcessorOptions)
+
+
+def save_bundle(model: DualLoRAModel, folder: str | Path, *, provenance: Mapping[str, str | int | float], backbone_path: str | Path) -> Path:
+    """Writes a bundle; one that is there already is replaced in one step, so that a crash leaves the old or the new one.
+
+    Args:
+        model: What to save.
+        folder: Where.
+        provenance: What made it: stage, run, seed, commit, data digest and the like.
+        backbone_path: Where the backbone is found when the bundle is loaded; a relative one is looked for from the working folder,
+            from the bundle, and from the folders above it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: It cannot be written.
+    """
+    folder = Path(folder)
+    writing, old = folder.with_name(f".{folder.name}.writing"), folder.with_name(f".{folder.name}.old")
+    try:
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+        model.peft.save_pretrained(str(writing), selected_adapters=list(ADAPTERS), save_embedding_layers=False)
+        torch.save({key: tensor.detach().cpu() for key, tensor in model.gate.mlp.state_dict().items()}, writing / GATE)
+        torch.save({"queries": model.queries.detach().cpu()}, writing / QUERIES)
+        config = json.dumps(_description(model, provenance, str(backbone_path)), indent=2)
+        (writing / CONFIG).write_text(config + "\n", encoding="utf-8")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        writing.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise CheckpointError(f"The bundle cannot be written to {folder}: {error}. Choose a folder you may write to, with space left.") from error
+    return folder
+
+
+def load_bundle(folder: str | Path, *, backbone: Backbone | None = None, fallback: BundleDefaults | None = None) -> DualLoRAModel:
+    """The model a bundle describes, in eval mode, nothing trainable.
+
+    Args:
+        folder: Of the bundle.
+        backbone: Freshly loaded; None loads the one the bundle names.
+        fallback: For a folder without twn_config.json. Adapter settings, the number of queries and the gate's width come from the files.
+
+    Raises:
+        CheckpointError: Something is missing, damaged, or made for another model.
+    """
+    folder = _existing(Path(folder))
+    config = _read_config(folder, fallback)
+    specs = {adapter: _read_spec(folder / adapter) for adapter in ADAPTERS}
+    queries, gate = _read_queries(folder), _read_gate(folder)
+    try:
+        settings = _settings(config, fallback)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG} lacks or misnames {error}. It was written by another version, or changed by hand.") from error
+    if backbone is None:
+        if settings.backbone_path is None:
+            raise CheckpointError(f"{folder} does not say which backbone it is for: pass a backbone, or fallback=BundleDefaults(backbone_path=…).")
+        path = _found_backbone(settings.backbone_path, folder)
+        backbone = load_backbone(path, dtype=settings.dtype, attn_implementation=settings.attn_implementation, options=settings.processor)
+    if queries.shape[1] != backbone.hidden_size:
+        raise CheckpointError(f"{folder / QUERIES} is {queries.shape[1]} wide, the backbone {backbone.path} {backbone.hidden_size}: it was made for another backbone.")
+    model = DualLoRAModel(
+        backbone,
+        reasoning=specs["reasoning"],
+        embedding=specs["embedding"],
+        num_queries=queries.shape[0],
+        interface=settings.interface,
+        gate_hidden_size=gate["0.weight"].shape[0],
+        gate_threshold=settings.gate_threshold,
+        detach=settings.detach,
+    )
+    load_bundle_into(model, folder)
+    return model.eval()
+
+
+def load_bundle_into(model: DualLoRAModel, folder: str | Path) -> None:
+    """Puts a bundle's tensors, threshold and curve into a model of the same shape: what a stage does with its predecessor's.
+
+    Raises:
+        CheckpointError: Something is missing, damaged, or made for another model.
+    """
+    folder = _existing(Path(folder))
+    if (folder / CONFIG).is_file():
+        config = _read_config(folder, None)
+        _check_backbone(folder, config, model)
+        model.gate.threshold = float(config["gate"]["threshold"])
+        model.gate.curve = list(config["gate"]["curve"])
+    for adapter in ADAPTERS:
+        spec, own = _read_spec(folder / adapter), model.adapters[adapter]
+        if (spec.rank, spec.alpha) != (own.rank, own.alpha):
+            raise CheckpointError(f"{folder / adapter} has rank {spec.rank} and alpha {spec.alpha}; the model has {own.rank} and {own.alpha}. Give the model the bundle's values.")
+        tensors = _read_safetensors(folder / adapter / "adapter_model.safetensors")
+        expected = get_peft_model_state_dict(model.peft, adapter_name=adapter, save_embedding_layers=False)
+        _check_keys(tensors, expected, folder / adapter)
+        set_peft_model_state_dict(model.peft, tensors, adapter_name=adapter)
+    gate, queries = _read_gate(folder), {"queries": _read_queries(folder)}
+    _check_keys(gate, model.gate.mlp.state_dict(), folder / GATE)
+    _check_keys(queries, {"queries": model.queries}, folder / QUERIES)
+    model.gate.mlp.load_state_dict(gate)
+    with torch.no_grad():
+        model.queries.copy_(queries["queries"])
+
+
+def _description(model: DualLoRAModel, provenance: Mapping[str, str | int | float], backbone_path: str) -> dict[str, Any]:
+    hf = model.backbone.model
+    return {
+        "format": FORMAT,
+        "twn_lightning": __version__,
+        "backbone": {
+            "path": backbone_path,
+            "dtype": str(hf.dtype).removeprefix("torch."),
+            "attn_implementation": hf.config.get_text_config()._attn_implementation,
+            "fingerprint": _fingerprint(model),
+        },
+        "interface": model.interface,
+        "detach": model.detach,
+        "num_queries": model.num_queries,
+        "gate": {"hidden_size": model.gate.gate_hidden_size, "threshold": model.gate.threshold, "curve": model.gate.curve},
+        "processor": dataclasses.asdict(model.processor.options),
+        "provenance": dict(provenance),
+    }
+
+
+def _fingerprint(model: DualLoRAModel) -> list[float]:
+    """Numbers that tell backbones apart, whatever precision their weights are loaded in: mean sizes of the first and last of them."""
+    named = dict(model.backbone.model.named_parameters())
+    chosen = [named[name] for name in named if name.endswith("norm.weight") or "embed_tokens" in name]
+    return [round(float(parameter.detach().float().abs().mean()), 6) for parameter in (chosen[0], chosen[len(chosen) // 2], chosen[-1])]
+
+
+def _check_backbone(folder: Path, config: dict[str, Any], model: DualLoRAModel) -> None:
+    stored, own = config["backbone"].get("fingerprint", []), _fingerprint(model)
+    if stored and any(abs(one - other) > 1e-2 * abs(one) for one, other in zip(stored, own, strict=True)):
+        raise CheckpointError(
+            f"{folder} was trained on a backbone with other weights than {model.backbone.path} has now (fingerprints {stored} and {own}). "
+            "Use the backbone it names, or train the bundle again."
+        )
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise CheckpointError(f"There is no bundle at {folder}. Check the path; a stage writes its bundle when it ends.")
+    missing = [name for name in (*ADAPTERS, GATE, QUERIES) if not (folder / name).exists()]
+    if missing:
+        raise CheckpointError(f"The bundle {folder} lacks {', '.join(missing)}. It is incomplete: write it again, or copy all of it.")
+    return folder
+
+
+def _read_config(folder: Path, fallback: BundleDefaults | None) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        if fallback is None:
+            raise CheckpointError(f"{folder} holds no {CONFIG}: say what it would, with fallback=BundleDefaults(…).")
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}. Write the bundle again.") from error
+    required = {"format", "backbone", "interface", "detach", "num_queries", "gate", "processor"}
+    missing = required - set(config) if isinstance(config, dict) else required
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}. It is no bundle of ours, or was changed by hand.")
+    if config["format"] != FORMAT:
+        raise CheckpointError(f"{path} is of format {config['format']}; this version reads {FORMAT}. Load it with twn_lightning {config.get('twn_lightning')}.")
+    return dict(config)
+
+
+def _settings(config: dict[str, Any], fallback: BundleDefaults | None) -> BundleDefaults:
+    if not config:
+        assert fallback is not None
+        return fallback
+    return BundleDefaults(
+        backbone_path=config["backbone"]["path"],
+        interface=config["interface"],
+        gate_threshold=float(config["gate"]["threshold"]),
+        detach=bool(config["detach"]),
+        dtype=config["backbone"]["dtype"],
+        attn_implementation=config["backbone"]["attn_implementation"],
+        processor=ProcessorOptions(**config["processor"]),
+    )
+
+
+def _found_backbone(path: str, folder: Path) -> str:
+    places = [Path.cwd(), folder.resolve(), *folder.resolve().parents]
+    return next((str(place / path) for place in places if (place / path).is_dir()), path)
+
+
+def _read_spec(folder: Path) -> LoraSpec:
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder} is no folder of a PEFT adapter: {error}") from error
+    targets = config.target_modules
+    names = _names(targets) if isinstance(targets, str) else tuple(sorted(targets or ()))
+    return LoraSpec(rank=config.r, alpha=config.lora_alpha, dropout=config.lora_dropout, target_modules=names)
+
+
+def _names(regex: str) -> tuple[str, ...]:
+    """The projections in a pattern of `Backbone.lora_targets`; any other pattern as it is."""
+    found = re.search(r"\\\.\(\?:([\w|]+)\)$", regex)
+    return tuple(found.group(1).split("|")) if found else (regex,)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Write the bundle again, or copy it again.") from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a file of tensors: {error}. Only tensors are read, never pickled objects.") from error
+    tensors = {"": loaded} if isinstance(loaded, Tensor) else loaded
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise CheckpointError(f"{path} holds something else than named tensors.")
+    return {str(key): tensor for key, tensor in tensors.items()}
+
+
+def _read_queries(folder: Path) -> Tensor:
+    tensors = list(_read_tensors(folder / QUERIES).values())
+    if len(tensors) != 1 or tensors[0].dim() not in (2, 3):
+        raise CheckpointError(f"{folder / QUERIES} must hold one tensor (queries, width); it holds shapes {[tuple(tensor.shape) for tensor in tensors]}.")
+    return tensors[0].reshape(-1, tensors[0].shape[-1]).float()
+
+
+def _read_gate(folder: Path) -> dict[str, Tensor]:
+    """The gate's two layers; other key names are understood if their order is that of the layers."""
+    tensors = {key: tensor.float() for key, tensor in _read_tensors(folder / GATE).items()}
+    layers = sorted({key.rpartition(".")[0] for key in tensors})
+    names = {f"{layer}.{kind}": f"{number}.{kind}" for layer, number in zip(layers, (0, 2), strict=False) for kind in ("weight", "bias")}
+    if len(layers) != 2 or set(tensors) != set(names):
+        raise CheckpointError(f"{folder / GATE} must hold weight and bias of two layers; it holds {', '.join(sorted(tensors)) or 'nothing'}.")
+    return {names[key]: tensor for key, tensor in tensors.items()}
+
+
+def _check_keys(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: Path) -> None:
+    missing, foreign = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or foreign:
+        parts = [f"lacks {missing[0]} ({len(missing)} in all)"] if missing else []
+        parts += [f"holds {foreign[0]}, which the model does not have ({len(foreign)} in all)"] if foreign else []
+        raise CheckpointError(f"{where} {' and '.join(parts)}. It is damaged, or made for another model.")
+    for key, tensor in expected.items():
+        if found[key].shape != tensor.shape:
+            raise CheckpointError(f"{key} in {where} has the shape {tuple(found[key].shape)}, the model's {tuple(tensor.shape)}: it was made for another model.")

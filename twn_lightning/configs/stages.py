@@ -1,0 +1,203 @@
+"""Settings of the four stages. Every default is this project's own choice, made on the mini suite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from twn_lightning.configs.checks import above, at_least, between
+from twn_lightning.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with warm-up and a schedule."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate; 1e-3 suits LoRA on the tiny backbone, 1e-4 to 2e-4 a backbone of billions."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    warmup_steps: int = 20
+    """Optimiser steps of linear warm-up."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """Course of the learning rate after the warm-up, down to 0 at the stage's last step."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's decay rates of the first and second moment."""
+
+    def __post_init__(self) -> None:
+        above("optim.learning_rate", self.learning_rate, 0.0, "nothing is learnt at 0")
+        at_least("optim.weight_decay", self.weight_decay, 0.0, "a negative decay lets weights grow")
+        at_least("optim.warmup_steps", self.warmup_steps, 0, "it counts optimiser steps")
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """Stage 1: embedding adapter and queries."""
+
+    steps: int = 400
+    """Optimiser steps."""
+    batch_size: int = 64
+    """Pairs a step and rank."""
+    temperature: float = 0.02
+    """Divides the cosine scores (as in E5-V and VLM2Vec)."""
+    max_negatives: int = 0
+    """Hard negatives taken of each pair."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser."""
+
+    def __post_init__(self) -> None:
+        _common("stages.contrastive", self.steps, self.batch_size)
+        at_least("stages.contrastive.batch_size", self.batch_size, 2, "the other rows of the batch are the negatives")
+        above("stages.contrastive.temperature", self.temperature, 0.0, "it divides the scores")
+
+
+@dataclass(frozen=True)
+class CotSftConfig:
+    """Stage 2: reasoning adapter by next-token cross-entropy; embedding adapter and queries by InfoNCE, with the detach between."""
+
+    steps: int = 700
+    """Optimiser steps."""
+    batch_size: int = 64
+    """Pairs a step and rank."""
+    temperature: float = 0.02
+    """Divides the cosine scores."""
+    max_negatives: int = 0
+    """Hard negatives taken of each pair."""
+    cot_weight: float = 1.0
+    """Weight of the cross-entropy on the reference thoughts."""
+    discriminative_weight: float = 1.0
+    """Weight of InfoNCE between discriminative query and discriminative positive."""
+    generative_weight: float = 1.0
+    """Weight of InfoNCE between generative query and generative positive."""
+    mixed_weight: float = 1.0
+    """Weight of InfoNCE between a generative and a discriminative side (both ways): a thinking query must find a silent candidate."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser."""
+
+    def __post_init__(self) -> None:
+        _common("stages.cot_sft", self.steps, self.batch_size)
+        at_least("stages.cot_sft.batch_size", self.batch_size, 2, "the other rows of the batch are the negatives")
+        above("stages.cot_sft.temperature", self.temperature, 0.0, "it divides the scores")
+        for name in ("cot_weight", "discriminative_weight", "generative_weight", "mixed_weight"):
+            at_least(f"stages.cot_sft.{name}", getattr(self, name), 0.0, "it weights a loss")
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """Stage 3: the gate learns from the gain that the model's own thoughts brought."""
+
+    steps: int = 300
+    """Optimiser steps."""
+    batch_size: int = 128
+    """Examples a step."""
+    num_pairs: int = 1536
+    """Training pairs that are labelled, spread over the sources."""
+    label_batch_size: int = 64
+    """Pairs that compete when a label is made: u is the log-softmax score of the positive among them."""
+    temperature: float = 0.02
+    """Divides the cosine scores in the label's softmax."""
+    margin: float = 0.0
+    """Label 1 (think) if the gain u_gen - u_disc is above this many nats."""
+    dead_zone: float = 0.05
+    """Examples whose gain lies closer than this to 0, in nats, are left out."""
+    balanced: bool = True
+    """Weight the two classes equally in the loss."""
+    sides: Literal["query", "positive", "both"] = "both"
+    """Which side of a pair gives examples."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser."""
+
+    def __post_init__(self) -> None:
+        _common("stages.gate", self.steps, self.batch_size)
+        at_least("stages.gate.num_pairs", self.num_pairs, 2, "labels need pairs")
+        at_least("stages.gate.label_batch_size", self.label_batch_size, 2, "a positive is ranked among the others of its batch")
+        above("stages.gate.temperature", self.temperature, 0.0, "it divides the scores")
+        at_least("stages.gate.dead_zone", self.dead_zone, 0.0, "it is a distance in nats")
+
+
+@dataclass(frozen=True)
+class RewardWeights:
+    """Weight of each part of a thought's reward; a part of weight 0 is not computed."""
+
+    format: float = 0.5
+    """The thought is closed and not empty."""
+    retrieval: float = 1.0
+    """Margin of the positive over the hardest other target, in cosine."""
+    rank: float = 0.5
+    """Reciprocal-rank-like reward of the positive's place."""
+    gain: float = 0.5
+    """Gain of the generative over the discriminative embedding."""
+    length: float = 0.1
+    """Shorter thoughts are better, other things equal."""
+
+
+@dataclass(frozen=True)
+class GrpoConfig:
+    """Stage 4: the reasoning adapter is rewarded for thoughts whose embedding retrieves."""
+
+    steps: int = 120
+    """Optimiser steps."""
+    batch_size: int = 16
+    """Prompts a step and rank; each gets group_size thoughts."""
+    group_size: int = 8
+    """G, thoughts sampled for each prompt."""
+    inner_epochs: int = 1
+    """Optimiser steps on one set of thoughts."""
+    max_negatives: int = 0
+    """Hard negatives taken of each pair."""
+    max_new_tokens: int = 24
+    """Longest sampled thought."""
+    sampling_temperature: float = 1.0
+    """Divides the logits when thoughts are sampled."""
+    top_p: float = 1.0
+    """Nucleus mass when thoughts are sampled."""
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dapo"
+    """How token losses are averaged."""
+    scale_by_std: bool = True
+    """Divide a group's advantages by their standard deviation."""
+    clip_low: float = 0.2
+    """The ratio is clipped below at 1 - clip_low."""
+    clip_high: float = 0.2
+    """The ratio is clipped above at 1 + clip_high."""
+    kl_weight: float = 0.02
+    """Weight of the k3 KL to the frozen reasoning adapter of stage 2."""
+    score_temperature: float = 0.02
+    """Divides the cosine scores in the rewards that use a softmax."""
+    length_target: int = 12
+    """Thoughts up to this many tokens get the full length reward."""
+    rewards: RewardWeights = field(default_factory=RewardWeights)
+    """Weights of the reward's parts."""
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=1e-4, warmup_steps=5, schedule="constant"))
+    """Optimiser."""
+
+    def __post_init__(self) -> None:
+        _common("stages.grpo", self.steps, self.batch_size)
+        at_least("stages.grpo.group_size", self.group_size, 2, "advantages compare the thoughts of one prompt")
+        at_least("stages.grpo.inner_epochs", self.inner_epochs, 1, "each set of thoughts is trained on at least once")
+        above("stages.grpo.sampling_temperature", self.sampling_temperature, 0.0, "greedy thoughts of a group would all be equal")
+        between("stages.grpo.clip_low", self.clip_low, 0.0, 1.0, "a ratio cannot fall below 0")
+        at_least("stages.grpo.kl_weight", self.kl_weight, 0.0, "it weights a penalty")
+        if self.length_target > self.max_new_tokens:
+            raise ConfigError(
+                f"stages.grpo.length_target is {self.length_target}, but thoughts end at stages.grpo.max_new_tokens = {self.max_new_tokens}: "
+                "choose a target that is not longer."
+            )
+
+
+@dataclass(frozen=True)
+class StagesConfig:
+    """The four stages, in their order."""
+
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    """Stage 1."""
+    cot_sft: CotSftConfig = field(default_factory=CotSftConfig)
+    """Stage 2."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """Stage 3, and the refit after stage 4."""
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    """Stage 4."""
+
+
+def _common(name: str, steps: int, batch_size: int) -> None:
+    at_least(f"{name}.steps", steps, 1, "a stage of no steps trains nothing")
+    at_least(f"{name}.batch_size", batch_size, 1, "a step needs examples")

@@ -1,0 +1,137 @@
+"""What a user of a trained model imports: items in, vectors out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from twn_lightning.batches import Item
+from twn_lightning.checkpoints import BundleDefaults, load_bundle
+from twn_lightning.errors import ConfigError, DataError
+from twn_lightning.models.dual_lora import DualLoRAModel
+from twn_lightning.models.outputs import Decoding
+
+Think = Literal["never", "always", "auto"]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Vectors, and what the model thought to get them.
+
+    Attributes:
+        vectors: Unit rows in the order of the inputs, float32 on the CPU, ``(N, D)``.
+        thoughts: The chain of thought of each input; empty where it did not think.
+        num_reasoning_tokens: Tokens written for each input, ``(N,)``.
+        gate_probability: That thinking helps, ``(N,)``.
+    """
+
+    vectors: Tensor
+    thoughts: tuple[str, ...]
+    num_reasoning_tokens: Tensor
+    gate_probability: Tensor
+
+
+class Encoder:
+    """Embeds text, pictures, clips and mixtures with a trained bundle.
+
+    Args:
+        model: A loaded model.
+        decoding: How chains of thought are written; greedy by default.
+
+    Example:
+        >>> encoder = Encoder.from_pretrained("runs/mini/gate/bundle")
+        >>> query = encoder.encode("a red bird")
+        >>> scores = encoder.similarity(query, encoder.encode([Item(images=(Path("bird.png"),))]))
+    """
+
+    def __init__(self, model: DualLoRAModel, *, decoding: Decoding | None = None) -> None:
+        self.model = model.eval()
+        self.decoding = decoding or Decoding()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        bundle: str | Path,
+        *,
+        device: str = "cpu",
+        decoding: Decoding | None = None,
+        fallback: BundleDefaults | None = None,
+    ) -> Encoder:
+        """Loads a bundle and its backbone.
+
+        Args:
+            bundle: Folder that a stage wrote.
+            device: Where to run.
+            decoding: How chains of thought are written.
+            fallback: For a folder without twn_config.json.
+
+        Raises:
+            CheckpointError: The bundle cannot be loaded.
+        """
+        model = load_bundle(bundle, fallback=fallback)
+        return cls(model.to(device), decoding=decoding)
+
+    def encode(self, inputs: str | Item | Sequence[str | Item], *, think: Think = "auto", batch_size: int = 32) -> Tensor:
+        """Unit vectors of the inputs, in order.
+
+        Args:
+            inputs: One input or several; a string is an item with only text.
+            think: Whether to reason before embedding; "auto" lets the gate decide for each input.
+            batch_size: Inputs run together, at least 1.
+
+        Returns:
+            Float32 on the CPU, ``(N, D)``; ``(D,)`` for one input that is not in a sequence.
+
+        Raises:
+            DataError: An input is empty or its media cannot be read.
+        """
+        vectors = self.encode_with_thoughts(inputs, think=think, batch_size=batch_size).vectors
+        return vectors[0] if isinstance(inputs, str | Item) else vectors
+
+    @torch.no_grad()
+    def encode_with_thoughts(self, inputs: str | Item | Sequence[str | Item], *, think: Think = "auto", batch_size: int = 32) -> Encoding:
+        """As `encode`, with the chains of thought and their cost; one input counts as a sequence of one."""
+        if think not in ("never", "always", "auto"):
+            raise ConfigError(f"think is {think!r}; choose never, always or auto.")
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
+        sequence = [inputs] if isinstance(inputs, str | Item) else list(inputs)
+        if not sequence:
+            raise DataError("There is nothing to encode: the list of inputs is empty.")
+        items = [Item(text=entry) if isinstance(entry, str) else entry for entry in sequence]
+        parts = [self._encode_batch(items[start : start + batch_size], think) for start in range(0, len(items), batch_size)]
+        return Encoding(
+            vectors=torch.cat([part.vectors for part in parts]),
+            thoughts=tuple(thought for part in parts for thought in part.thoughts),
+            num_reasoning_tokens=torch.cat([part.num_reasoning_tokens for part in parts]),
+            gate_probability=torch.cat([part.gate_probability for part in parts]),
+        )
+
+    @staticmethod
+    def similarity(queries: Tensor, candidates: Tensor) -> Tensor:
+        """Cosine similarity of each query with each candidate, in [-1, 1].
+
+        Args:
+            queries: Unit rows, ``(Q, D)`` or ``(D,)``.
+            candidates: Unit rows, ``(C, D)`` or ``(D,)``.
+
+        Returns:
+            ``(Q, C)``.
+        """
+        return torch.atleast_2d(queries).float() @ torch.atleast_2d(candidates).float().T
+
+    def _encode_batch(self, items: Sequence[Item], think: Think) -> Encoding:
+        inputs = self.model.processor.inputs(items).to(self.model.device)
+        encoded = self.model.encode(inputs, think=think, decoding=self.decoding)
+        texts = iter(() if encoded.thoughts is None else self.model.processor.decode(encoded.thoughts))
+        return Encoding(
+            vectors=encoded.vector.cpu(),
+            thoughts=tuple(next(texts) if thought else "" for thought in encoded.thinks.tolist()),
+            num_reasoning_tokens=encoded.num_reasoning_tokens.cpu(),
+            gate_probability=encoded.gate_probability.cpu(),
+        )

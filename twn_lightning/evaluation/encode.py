@@ -1,0 +1,164 @@
+"""Encoding many items in one pass that serves every think mode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from twn_lightning.batches import Item
+from twn_lightning.errors import DataError
+from twn_lightning.models.outputs import Decoding
+
+if TYPE_CHECKING:
+    from twn_lightning.models.dual_lora import DualLoRAModel
+
+ThinkMode: TypeAlias = Literal["never", "always", "auto"]
+
+ProgressCallback: TypeAlias = Callable[[int, int], None]
+"""Called with how many items are done and how many there are, after every batch."""
+
+
+@dataclass(frozen=True)
+class EncodedItems:
+    """Vectors of items, in the items' order, on the CPU.
+
+    Attributes:
+        discriminative: Unit rows without reasoning, float32 ``(N, D)``.
+        generative: Unit rows after reasoning (rows that did not think: the discriminative ones), ``(N, D)``; None if nothing was to think.
+        gate_probability: That thinking helps, ``(N,)``.
+        num_reasoning_tokens: Tokens written, ``(N,)``.
+        thoughts: What was written, without markers; empty for rows that did not think.
+        seconds: Wall-clock time of the pass.
+        thought: Which rows thought in this pass, bool ``(N,)``.
+    """
+
+    discriminative: Tensor
+    generative: Tensor | None
+    gate_probability: Tensor
+    num_reasoning_tokens: Tensor
+    thoughts: tuple[str, ...]
+    seconds: float
+    thought: Tensor
+
+    def __len__(self) -> int:
+        return int(self.discriminative.shape[0])
+
+    def thinks(self, mode: ThinkMode, *, threshold: float) -> Tensor:
+        """Which rows use their generative vector in a mode, bool ``(N,)``; none where this pass wrote no thoughts.
+
+        Args:
+            mode: ``auto``: those whose gate probability is at least the threshold.
+            threshold: 0 to 1.
+        """
+        if self.generative is None or mode == "never":
+            return torch.zeros(len(self), dtype=torch.bool)
+        if mode == "always":
+            return self.thought
+        return self.thought & (self.gate_probability >= threshold)
+
+    def vectors(self, thinks: Tensor) -> Tensor:
+        """Generative vectors of the rows that think, discriminative ones of the others, ``(N, D)``."""
+        if self.generative is None:
+            return self.discriminative
+        return torch.where(thinks[:, None], self.generative, self.discriminative)
+
+    def reasoning_tokens(self, thinks: Tensor) -> int:
+        """Tokens written for the rows that think."""
+        return int(self.num_reasoning_tokens[thinks].sum())
+
+
+def encode_items(  # noqa: PLR0913 -- what, how large, how, where
+    model: DualLoRAModel,
+    items: Sequence[Item],
+    *,
+    batch_size: int,
+    think: ThinkMode = "always",
+    decoding: Decoding | None = None,
+    device: torch.device | str | None = None,
+    generator: torch.Generator | None = None,
+    progress: ProgressCallback | None = None,
+) -> EncodedItems:
+    """Encodes items in batches of similar length; one prefill serves the discriminative vector, the gate and the thought.
+
+    Args:
+        model: Is put in evaluation mode for the pass, and back afterwards.
+        items: At least one.
+        batch_size: Items encoded together.
+        think: ``always`` computes what every mode needs; ``never`` writes no thought; ``auto`` writes those the model's own gate asks for.
+        decoding: How thoughts are written; greedy by default.
+        device: Where to encode; the model's own by default.
+        generator: For sampled decoding.
+        progress: Told after each batch.
+
+    Raises:
+        DataError: There is no item.
+    """
+    if not items:
+        raise DataError("There is nothing to encode: the list of items is empty.")
+    decoding = decoding or Decoding()
+    device = device if device is not None else next(model.parameters()).device
+    order = sorted(range(len(items)), key=lambda number: _length(items[number]), reverse=True)
+    started = time.perf_counter()
+    parts = []
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            parts.append(_encode_batch(model, [items[row] for row in rows], think, decoding, device, generator))
+            if progress is not None:
+                progress(start + len(rows), len(order))
+    seconds = time.perf_counter() - started
+    place = torch.tensor(order).argsort()
+    thoughts = [text for part in parts for text in part.thoughts]
+    return EncodedItems(
+        discriminative=torch.cat([part.discriminative for part in parts])[place],
+        generative=None if think == "never" else torch.cat([part.generative for part in parts if part.generative is not None])[place],
+        gate_probability=torch.cat([part.gate_probability for part in parts])[place],
+        num_reasoning_tokens=torch.cat([part.num_reasoning_tokens for part in parts])[place],
+        thoughts=tuple(thoughts[number] for number in place.tolist()),
+        seconds=seconds,
+        thought=torch.cat([part.thought for part in parts])[place],
+    )
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; each submodule's own mode again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _encode_batch(
+    model: DualLoRAModel, items: Sequence[Item], think: ThinkMode, decoding: Decoding, device: torch.device | str, generator: torch.Generator | None
+) -> EncodedItems:
+    inputs = model.processor.inputs(items).to(device)
+    encoded = model.encode(inputs, think=think, decoding=decoding, generator=generator)
+    thinks = encoded.thinks.cpu()
+    texts = [""] * len(items)
+    if encoded.thoughts is not None:
+        for row, text in zip(thinks.nonzero().flatten().tolist(), model.processor.decode(encoded.thoughts), strict=True):
+            texts[row] = text
+    return EncodedItems(
+        discriminative=encoded.discriminative.float().cpu(),
+        generative=None if think == "never" else encoded.generative.float().cpu(),
+        gate_probability=encoded.gate_probability.float().cpu(),
+        num_reasoning_tokens=encoded.num_reasoning_tokens.cpu(),
+        thoughts=tuple(texts),
+        seconds=0.0,
+        thought=thinks,
+    )
+
+
+def _length(item: Item) -> tuple[bool, int, int]:
+    return item.video is not None, len(item.images), len(item.instruction) + len(item.text)

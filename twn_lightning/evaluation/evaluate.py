@@ -1,0 +1,287 @@
+"""A task's score when the model never thinks, always thinks, lets the gate decide, or is told by an oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from twn_lightning.errors import ConfigError
+from twn_lightning.evaluation.encode import EncodedItems, ProgressCallback, ThinkMode, encode_items
+from twn_lightning.evaluation.rank import TaskRanking, rank_task
+from twn_lightning.evaluation.task import RetrievalTask
+from twn_lightning.models.outputs import Decoding
+
+if TYPE_CHECKING:
+    from twn_lightning.models.dual_lora import DualLoRAModel
+
+Mode: TypeAlias = Literal["never", "always", "auto", "oracle"]
+ThinkSides: TypeAlias = Literal["both", "query", "candidate"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+@dataclass(frozen=True)
+class ModeResult:
+    """One mode's figures on one task.
+
+    Attributes:
+        score: Mean of the headline metric, 0 to 100.
+        values: The metric of each query, 0 to 1.
+        tie_rate: Share of queries with a tie at the positive, 0 to 1.
+        query_think_rate: Share of queries that think, 0 to 1.
+        candidate_think_rate: Share of candidates that think, 0 to 1.
+        query_reasoning_tokens: Tokens written for all queries together.
+        candidate_reasoning_tokens: Tokens written for all candidates together, each once.
+        top: Best candidates of each query, best first.
+    """
+
+    score: float
+    values: tuple[float, ...]
+    tie_rate: float
+    query_think_rate: float
+    candidate_think_rate: float
+    query_reasoning_tokens: int
+    candidate_reasoning_tokens: int
+    top: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Tokens written for queries and candidates."""
+        return self.query_reasoning_tokens + self.candidate_reasoning_tokens
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """All modes' figures on one task.
+
+    Attributes:
+        name: Of the task, like the next five.
+        num_queries: How many there were.
+        num_candidates: How many were encoded.
+        think_sides: Which sides were allowed to think.
+        threshold: What ``auto`` compared the gate's probability with.
+        seconds: Wall-clock time of the one encoding pass that serves all modes.
+        modes: Mode → figures.
+    """
+
+    name: str
+    modality: str
+    subgroup: str
+    kind: str
+    metric: str
+    scope: str
+    num_queries: int
+    num_candidates: int
+    think_sides: str
+    threshold: float
+    seconds: float
+    modes: dict[Mode, ModeResult]
+
+    def think_rate(self, mode: Mode) -> float:
+        """Share of the inputs on the sides that may think which think, 0 to 1."""
+        result = self.modes[mode]
+        queries = self.num_queries if self.think_sides != "candidate" else 0
+        candidates = self.num_candidates if self.think_sides != "query" else 0
+        return (result.query_think_rate * queries + result.candidate_think_rate * candidates) / (queries + candidates)
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """A task's score at one threshold of the gate.
+
+    Attributes:
+        threshold: 0 to 1.
+        score: 0 to 100.
+        think_rate: Share of queries and candidates on the sides that wrote thoughts which think, 0 to 1.
+        reasoning_tokens: Tokens of all queries and candidates that think.
+    """
+
+    threshold: float
+    score: float
+    think_rate: float
+    reasoning_tokens: int
+
+
+def evaluate_task(  # noqa: PLR0913 -- the public front door; every argument has a default but two
+    model: DualLoRAModel,
+    task: RetrievalTask,
+    *,
+    modes: Sequence[Mode] = MODES,
+    think_sides: ThinkSides = "both",
+    threshold: float | None = None,
+    batch_size: int = 32,
+    decoding: Decoding | None = None,
+    device: torch.device | str | None = None,
+    progress: ProgressCallback | None = None,
+) -> TaskResult:
+    """Encodes a task once and scores every mode asked for.
+
+    Args:
+        model: A `DualLoRAModel`; no Trainer is needed.
+        task: What to search, and in what.
+        modes: Without ``always``, ``auto`` and ``oracle`` no thought is written.
+        think_sides: A side that may not think uses its discriminative vectors in every mode.
+        threshold: For ``auto``; the gate's own by default.
+        batch_size: Items encoded together.
+        decoding: How thoughts are written; greedy by default.
+        device: The model's own by default.
+        progress: Told after each batch, over queries and candidates together.
+
+    Raises:
+        ConfigError: A mode or side is unknown, or the threshold is no probability.
+        TwnError: A score is NaN or infinite.
+    """
+    _check(modes, think_sides, threshold)
+    think = any(mode != "never" for mode in modes)
+    num_queries, num_candidates = len(task.queries), len(task.candidates)
+    total = num_queries + num_candidates
+    sides = {
+        "query": [query.item for query in task.queries],
+        "candidate": list(task.candidates.values()),
+    }
+    encoded = {}
+    done = 0
+    for side, items in sides.items():
+        offset = done
+        encoded[side] = encode_items(
+            model,
+            items,
+            batch_size=batch_size,
+            think="always" if think and think_sides in ("both", side) else "never",
+            decoding=decoding,
+            device=device,
+            progress=None if progress is None else lambda count, _, offset=offset, report=progress: report(offset + count, total),  # type: ignore[misc]
+        )
+        done += len(items)
+    return evaluate_encoded(
+        task,
+        encoded["query"],
+        encoded["candidate"],
+        modes=modes,
+        think_sides=think_sides,
+        threshold=float(model.gate.threshold) if threshold is None else threshold,
+    )
+
+
+def evaluate_encoded(
+    task: RetrievalTask,
+    queries: EncodedItems,
+    candidates: EncodedItems,
+    *,
+    modes: Sequence[Mode] = MODES,
+    think_sides: ThinkSides = "both",
+    threshold: float,
+) -> TaskResult:
+    """Scores every mode from vectors that are already there.
+
+    Args:
+        task: Whose queries and candidates were encoded, in its order.
+        queries: With ``think="always"`` if they may think.
+        candidates: With ``think="always"`` if they may think.
+        modes: Which figures to compute.
+        think_sides: Other sides use their discriminative vectors.
+        threshold: For ``auto``, 0 to 1.
+
+    Raises:
+        ConfigError: A mode or side is unknown, or the threshold is no probability.
+        TwnError: A score is NaN or infinite.
+    """
+    _check(modes, think_sides, threshold)
+    results: dict[Mode, ModeResult] = {}
+    for mode in ("never", "always", "auto"):
+        if mode in modes or (mode != "auto" and "oracle" in modes):
+            query_thinks, candidate_thinks = _thinkers(queries, candidates, mode, think_sides, threshold)
+            ranked = rank_task(task, queries.vectors(query_thinks), candidates.vectors(candidate_thinks))
+            results[mode] = _mode_result(ranked, queries, candidates, query_thinks, candidate_thinks)
+    if "oracle" in modes:
+        results["oracle"] = _oracle(results["never"], results["always"], queries)
+    return TaskResult(
+        name=task.name,
+        modality=task.modality,
+        subgroup=task.subgroup,
+        kind=task.kind,
+        metric=task.metric,
+        scope=task.scope,
+        num_queries=len(task.queries),
+        num_candidates=len(task.candidates),
+        think_sides=think_sides,
+        threshold=threshold,
+        seconds=queries.seconds + candidates.seconds,
+        modes={mode: results[mode] for mode in MODES if mode in modes},
+    )
+
+
+def threshold_sweep(task: RetrievalTask, queries: EncodedItems, candidates: EncodedItems, thresholds: Sequence[float]) -> list[SweepPoint]:
+    """Score, think rate and tokens of ``auto`` at each threshold, from one encoding.
+
+    Args:
+        task: Whose queries and candidates were encoded, in its order.
+        queries: With ``think="always"``; with ``"never"`` the queries never think.
+        candidates: Likewise.
+        thresholds: Each 0 (all think) to 1.
+    """
+    sides = [side for side in (queries, candidates) if side.generative is not None]
+    num_inputs = max(1, sum(len(side) for side in sides))
+    points = []
+    for threshold in thresholds:
+        query_thinks, candidate_thinks = _thinkers(queries, candidates, "auto", "both", threshold)
+        ranked = rank_task(task, queries.vectors(query_thinks), candidates.vectors(candidate_thinks), num_top=1)
+        points.append(
+            SweepPoint(
+                threshold=threshold,
+                score=100.0 * float(ranked.values.mean()),
+                think_rate=(int(query_thinks.sum()) + int(candidate_thinks.sum())) / num_inputs,
+                reasoning_tokens=queries.reasoning_tokens(query_thinks) + candidates.reasoning_tokens(candidate_thinks),
+            )
+        )
+    return points
+
+
+def _thinkers(queries: EncodedItems, candidates: EncodedItems, mode: ThinkMode, think_sides: ThinkSides, threshold: float) -> tuple[Tensor, Tensor]:
+    query_mode: ThinkMode = mode if think_sides != "candidate" else "never"
+    candidate_mode: ThinkMode = mode if think_sides != "query" else "never"
+    return queries.thinks(query_mode, threshold=threshold), candidates.thinks(candidate_mode, threshold=threshold)
+
+
+def _mode_result(ranked: TaskRanking, queries: EncodedItems, candidates: EncodedItems, query_thinks: Tensor, candidate_thinks: Tensor) -> ModeResult:
+    return ModeResult(
+        score=100.0 * float(ranked.values.mean()),
+        values=tuple(ranked.values.tolist()),
+        tie_rate=ranked.tie_rate,
+        query_think_rate=float(query_thinks.float().mean()),
+        candidate_think_rate=float(candidate_thinks.float().mean()),
+        query_reasoning_tokens=queries.reasoning_tokens(query_thinks),
+        candidate_reasoning_tokens=candidates.reasoning_tokens(candidate_thinks),
+        top=ranked.top,
+    )
+
+
+def _oracle(never: ModeResult, always: ModeResult, queries: EncodedItems) -> ModeResult:
+    """Per query the better of both, `never` where they are equal; once any query uses `always`, its candidates have all thought."""
+    better = torch.tensor([after > before for before, after in zip(never.values, always.values, strict=True)])
+    thinks = better & queries.thought if always.query_think_rate > 0 else torch.zeros_like(better)
+    values = torch.where(better, torch.tensor(always.values), torch.tensor(never.values))
+    any_better = bool(better.any())
+    return ModeResult(
+        score=100.0 * float(values.mean()),
+        values=tuple(values.tolist()),
+        tie_rate=max(never.tie_rate, always.tie_rate),
+        query_think_rate=float(thinks.float().mean()),
+        candidate_think_rate=always.candidate_think_rate if any_better else 0.0,
+        query_reasoning_tokens=queries.reasoning_tokens(thinks),
+        candidate_reasoning_tokens=always.candidate_reasoning_tokens if any_better else 0,
+        top=tuple(after if use else before for use, before, after in zip(better.tolist(), never.top, always.top, strict=True)),
+    )
+
+
+def _check(modes: Sequence[str], think_sides: str, threshold: float | None) -> None:
+    unknown = [mode for mode in modes if mode not in MODES]
+    if unknown or not modes:
+        raise ConfigError(f"modes is {list(modes)}: choose at least one of {', '.join(MODES)}.")
+    if think_sides not in get_args(ThinkSides):
+        raise ConfigError(f'think_sides is "{think_sides}": choose one of {", ".join(get_args(ThinkSides))}.')
+    if threshold is not None and not 0.0 <= threshold <= 1.0:
+        raise ConfigError(f"threshold is {threshold}, but it is compared with a probability: choose a value from 0 (always think) to 1 (never think).")

@@ -1,0 +1,1 @@
+"""What is minimised: float32 arithmetic on tensors, without models, ranks or data sets."""

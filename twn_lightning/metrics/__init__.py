@@ -1,0 +1,1 @@
+"""What is reported: ranking and gate figures, tensors in and tensors out."""

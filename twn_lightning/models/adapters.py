@@ -1,0 +1,99 @@
+"""Which LoRA adapter is active, decided without touching `requires_grad`.
+
+PEFT's `set_adapter` freezes the adapter it leaves, so that after a switch between two forwards every gradient of the first is lost
+without an error; and a layer that is recomputed in backward (gradient checkpointing) runs whichever adapter is active then. Here only the
+layers' notion of the active adapter changes, and a checkpointed layer remembers the one of its forward.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from twn_lightning.errors import ConfigError
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """A LoRA adapter (Hu et al., 2021) on the language model; the vision tower never has one.
+
+    Attributes:
+        rank: Inner width of the update, at least 1.
+        alpha: The update is scaled by alpha / rank.
+        dropout: Probability of dropping an input of the update while training, from 0 to below 1.
+        target_modules: Names of the projections; a single name with a backslash or bracket is a regular expression over full module names.
+    """
+
+    rank: int
+    alpha: int
+    dropout: float = 0.0
+    target_modules: tuple[str, ...] = PROJECTIONS
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0 or not 0.0 <= self.dropout < 1.0 or not self.target_modules:
+            raise ConfigError(f"{self} is no adapter: rank and alpha must be positive, dropout in [0, 1), and target_modules not empty.")
+
+    @property
+    def is_regex(self) -> bool:
+        """Whether `target_modules` is one regular expression."""
+        return len(self.target_modules) == 1 and re.search(r"[\\(\[*]", self.target_modules[0]) is not None
+
+    def config(self, targets: str) -> LoraConfig:
+        """PEFT's settings for it.
+
+        Args:
+            targets: Regular expression of the full names of the modules to adapt.
+        """
+        return LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)
+
+
+def lora_layers(module: nn.Module) -> tuple[LoraLayer, ...]:
+    """Every LoRA layer inside a module."""
+    return tuple(layer for layer in module.modules() if isinstance(layer, LoraLayer))
+
+
+@contextlib.contextmanager
+def use_adapter(layers: nn.Module | Sequence[LoraLayer], name: str | None) -> Iterator[None]:
+    """Runs the body with one adapter active, then restores what was; no parameter's `requires_grad` changes.
+
+    Args:
+        layers: LoRA layers (see `lora_layers`), or a module to look for them in.
+        name: The adapter, or None for the bare backbone.
+    """
+    chosen = lora_layers(layers) if isinstance(layers, nn.Module) else layers
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in chosen]
+    for layer in chosen:
+        layer._active_adapter = layer._active_adapter if name is None else [name]
+        layer._disable_adapters = name is None
+    try:
+        yield
+    finally:
+        for layer, (active, disabled) in zip(chosen, before, strict=True):
+            layer._active_adapter = active
+            layer._disable_adapters = disabled
+
+
+def active_adapter(layers: Sequence[LoraLayer]) -> str | None:
+    """The adapter that is active now; None for the bare backbone (or where there are no LoRA layers)."""
+    if not layers or layers[0]._disable_adapters:
+        return None
+    active = layers[0]._active_adapter
+    return active if isinstance(active, str) else active[0]
+
+
+def checkpoint_context_fn(layers: Sequence[LoraLayer]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts for torch.utils.checkpoint, taken at forward: the recompute uses the adapter of its forward.
+
+    Args:
+        layers: LoRA layers of the checkpointed module.
+    """
+    return contextlib.nullcontext(), use_adapter(layers, active_adapter(layers))

@@ -1,0 +1,164 @@
+"""What the model asks of a backbone family: a processor that makes prompts and thoughts, and four passes over tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from twn_lightning.batches import Inputs, Item, Thoughts
+
+ContextFn = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
+"""Contexts of a checkpointed layer's forward and of its recompute, as torch.utils.checkpoint asks for them."""
+
+
+@dataclass(frozen=True)
+class ProcessorOptions:
+    """How items become prompts.
+
+    Attributes:
+        min_pixels: Smaller pictures are enlarged to this many pixels; None: the checkpoint's own.
+        max_pixels: Larger pictures are shrunk to this many pixels; None: the checkpoint's own. Of a video: of each frame.
+        num_frames: Frames taken from a video file, evenly spaced.
+        max_prompt_tokens: A longer prompt is an error, because cutting it could cut through an image; None: no limit.
+        max_thought_tokens: A longer reference chain of thought is an error.
+        padding_side: Where prompts of a batch are padded; the results are the same.
+        video_timestamps: Whether each pair of frames is preceded by its time, as Qwen3-VL was trained; False saves tokens.
+        video_fps: Frames per second from which those times are reckoned.
+    """
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    num_frames: int = 8
+    max_prompt_tokens: int | None = None
+    max_thought_tokens: int = 256
+    padding_side: Literal["left", "right"] = "left"
+    video_timestamps: bool = True
+    video_fps: float = 2.0
+
+
+class Processor(Protocol):
+    """Makes tensors of items and chains of thought. Holds no weights, and can be pickled for the workers of a data loader."""
+
+    @property
+    def options(self) -> ProcessorOptions:
+        """The settings it was made with."""
+
+    @property
+    def think_open_id(self) -> int:
+        """Token of the opening marker, given to the model."""
+
+    @property
+    def think_close_id(self) -> int:
+        """Token of the closing marker, written by the model."""
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills padding."""
+
+    @property
+    def eos_id(self) -> int:
+        """Token that ends a turn."""
+
+    @property
+    def banned_ids(self) -> tuple[int, ...]:
+        """Tokens a chain of thought may not hold: vision, padding and chat markers, and the opening marker."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of tokens that mean something; a backbone's table may be longer."""
+
+    def inputs(self, items: Sequence[Item]) -> Inputs:
+        """Prompts of the items, in the chat template with the assistant's turn opened. Opens media files.
+
+        Raises:
+            DataError: An item is empty, a medium cannot be read, a text holds a marker, or a prompt is too long.
+        """
+
+    def thoughts(self, texts: Sequence[str]) -> Thoughts:
+        """Chains of thought between their markers.
+
+        Raises:
+            DataError: A text is empty, too long, or holds a marker.
+        """
+
+    def decode(self, thoughts: Thoughts) -> list[str]:
+        """The words of each row, without markers."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A batch of prompts just before the first decoder layer.
+
+    Attributes:
+        embeddings: Token embeddings with the vision tower's outputs in their places, ``(B, S, H)``.
+        position_ids: Positions on the three rotary axes (time, height, width), ``(3, B, S)``.
+        next_position: Position of the token after each prompt, the same on the three axes, ``(B,)``.
+        visual_mask: Where vision tokens are, bool ``(B, S)``, or None.
+        deepstack: For each of the first decoder layers, what is added at the vision tokens, ``(tokens, H)``; empty without vision.
+    """
+
+    embeddings: Tensor
+    position_ids: Tensor
+    next_position: Tensor
+    visual_mask: Tensor | None = None
+    deepstack: tuple[Tensor, ...] = ()
+
+
+class Backbone(Protocol):
+    """A frozen multimodal language model. Implementations are `nn.Module`s."""
+
+    path: str
+    processor: Processor
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The transformers model that PEFT puts adapters into."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width H of the language model."""
+
+    def lora_targets(self, names: Sequence[str]) -> str:
+        """A regular expression for these projections of the language model, none of the vision tower."""
+
+    def prompt(self, inputs: Inputs) -> Prompt:
+        """Embeds text, runs the vision tower (without gradient) and lays out positions."""
+
+    def embed_tokens(self, token_ids: Tensor) -> Tensor:
+        """Token embeddings, ``(..., H)``."""
+
+    def decode_layers(self, prompt: Prompt, attention_mask: Tensor, cache: DynamicCache | None) -> Tensor:
+        """The decoder over the prompt's columns, which come after those of the cache; the cache grows by them.
+
+        Args:
+            prompt: ``S`` columns to run.
+            attention_mask: 1 on tokens of the cache and of the prompt, ``(B, columns of the cache + S)``.
+            cache: What came before, or an empty cache to fill, or None for neither.
+
+        Returns:
+            Hidden states after the final RMSNorm, ``(B, S, H)``.
+        """
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of every token, float32 ``(..., V)``."""
+
+    def enable_gradient_checkpointing(self, context_fn: ContextFn) -> None:
+        """Lets passes without a cache recompute the decoder layers in backward."""
+
+    def checkpointed_layers(self) -> Sequence[nn.Module]:
+        """The layers whose `gradient_checkpointing` flag says whether they recompute."""
+
+
+class Family(Protocol):
+    """What a family's module offers."""
+
+    def load_backbone(self, path: str, *, dtype: str, attn_implementation: str, options: ProcessorOptions | None) -> Backbone:
+        """See `twn_lightning.models.backbones.load_backbone`."""
+
+    def load_processor(self, path: str, *, options: ProcessorOptions | None) -> Processor:
+        """See `twn_lightning.models.backbones.load_processor`."""

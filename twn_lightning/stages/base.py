@@ -1,0 +1,203 @@
+"""What the four stages share: a step that only computes, and a base that logs, optimises, checks and checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from twn_lightning.batches import GateBatch, PairBatch
+from twn_lightning.distributed import rank, world_size
+from twn_lightning.errors import CheckpointError, TwnError
+from twn_lightning.models.dual_lora import DualLoRAModel, Part
+
+BatchT = TypeVar("BatchT", PairBatch, GateBatch)
+
+
+@dataclass(frozen=True)
+class OptimSpec:
+    """AdamW (Loshchilov and Hutter, 2019) with a linear warm-up and a schedule.
+
+    Attributes:
+        learning_rate: Peak learning rate.
+        total_steps: Optimiser steps of the stage, warm-up included; the schedule ends there.
+        weight_decay: Decoupled decay of matrices; vectors (biases) are not decayed.
+        warmup_steps: Steps of linear warm-up from 0.
+        schedule: After the warm-up: constant, or linear or cosine down to 0.
+        betas: Decay rates of the first and second moment.
+    """
+
+    learning_rate: float
+    total_steps: int
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    betas: tuple[float, float] = (0.9, 0.98)
+
+    def factor(self, step: int) -> float:
+        """The share of the peak learning rate at an optimiser step, from 0 to 1.
+
+        Args:
+            step: Optimiser steps already done; the first step of a warm-up is above 0 already.
+        """
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        if self.schedule == "constant":
+            return 1.0
+        progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        return 1.0 - progress if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a step computes.
+
+    Attributes:
+        loss: Scalar with gradient.
+        metrics: Scalars to be logged, by quantity ("hit_at_1"), without the stage's name.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class StageModule(LightningModule, ABC, Generic[BatchT]):
+    """A training stage: `step` computes, this class does the rest.
+
+    Logs "<stage>/loss", "<stage>/<quantity>" and "<stage>/learning_rate" of rank 0 at each logged step, and "<stage>/val_<quantity>" as
+    means over the validation batches and ranks. Checkpoints hold the stage's own parameters alone.
+
+    Args:
+        model: Exactly the parts in `trains` are made trainable.
+        optim: Optimiser and schedule.
+        seed: Of everything random inside the steps. Each step's randomness is a function of (seed, step, rank), so that a resumed run
+            continues as if it had not stopped.
+    """
+
+    stage: ClassVar[str]
+    trains: ClassVar[tuple[Part, ...]]
+
+    def __init__(self, model: DualLoRAModel, optim: OptimSpec, *, seed: int = 0) -> None:
+        super().__init__()
+        self.model = model
+        self.optim = optim
+        self.seed = seed
+        self.micro_step = 0
+        """Batches this rank has trained on; unlike `global_step`, it counts each batch of an accumulated step."""
+        self.strict_loading = False
+        model.set_trainable(*self.trains)
+
+    def setup(self, stage: str) -> None:
+        """Leaves the conversion of a batch to the model.
+
+        Lightning's 16-bit and DeepSpeed precisions convert a batch field by field, which a frozen dataclass refuses. The model converts
+        what its frozen weights read, and keeps losses in float32.
+        """
+        self.trainer.precision_plugin.convert_input = lambda data: data  # type: ignore[method-assign]
+
+    @abstractmethod
+    def step(self, batch: BatchT) -> StepOutput:
+        """Loss and metrics of one batch, in training and (under no_grad, in eval mode) in validation."""
+
+    def on_train_start(self) -> None:
+        """Takes the count of batches up where a resumed run left it."""
+        self.micro_step = self.trainer.global_step * self.trainer.accumulate_grad_batches
+
+    def training_step(self, batch: BatchT, batch_idx: int) -> Tensor:
+        """Computes, checks and logs one batch.
+
+        Raises:
+            TwnError: The loss is not finite.
+        """
+        torch.manual_seed(self._seed_of("train"))  # for dropout, which takes no generator of its own
+        output = self.step(batch)
+        if not torch.isfinite(output.loss):
+            raise TwnError(self._not_finite(batch, output))
+        learning_rate = torch.tensor(self.optim.learning_rate * self.optim.factor(self.trainer.global_step))
+        self._log({"loss": output.loss, **output.metrics, "learning_rate": learning_rate}, "", len(batch))
+        return output.loss
+
+    def on_train_batch_end(self, outputs: object, batch: BatchT, batch_idx: int) -> None:
+        """Counts the batch once it is done."""
+        self.micro_step += 1
+
+    def validation_step(self, batch: BatchT, batch_idx: int) -> None:
+        """The same quantities as in training, on held-out data."""
+        self._validation_index = batch_idx
+        output = self.step(batch)
+        self._log({"loss": output.loss, **output.metrics}, "val_", len(batch))
+
+    def generator(self) -> torch.Generator:
+        """A fresh generator for this step's sampling, on the model's device; the same each time it is asked for within a step."""
+        purpose = "train" if self.training else f"validation {getattr(self, '_validation_index', 0)}"
+        return torch.Generator(device=self.device).manual_seed(self._seed_of(purpose))
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW over the trainable parameters and its schedule by step."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+        vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": self.optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=self.optim.learning_rate, betas=self.optim.betas, fused=self._can_fuse(parameters)
+        )
+        scheduler = LambdaLR(optimizer, self.optim.factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "frequency": 1}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the stage's own parameters and leaves the frozen backbone out."""
+        names = self._trainable_names()
+        checkpoint["stage"] = self.stage
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint.get("state_dict", {}).items() if name in names}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another stage or of another model.
+
+        Raises:
+            CheckpointError: Naming the first parameters that are missing or too many.
+        """
+        found = checkpoint.get("stage")
+        if found != self.stage:
+            raise CheckpointError(f"The checkpoint is of the stage {found!r} and cannot resume {self.stage!r}: give the run folder of that stage.")
+        expected, given = self._trainable_names(), set(checkpoint["state_dict"])
+        if checkpoint["state_dict"] and expected != given:
+            raise CheckpointError(
+                f"The checkpoint of the stage {self.stage} does not fit the model: missing {sorted(expected - given)[:3] or 'nothing'}, "
+                f"unknown {sorted(given - expected)[:3] or 'nothing'}. Resume with the model settings it was trained with."
+            )
+
+    def _trainable_names(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def _seed_of(self, purpose: str) -> int:
+        key = f"{self.seed}/{self.stage}/{purpose}/{self.micro_step}/{rank()}"
+        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest(), "big")
+
+    def _log(self, metrics: Mapping[str, Tensor], prefix: str, batch_size: int) -> None:
+        values = {f"{self.stage}/{prefix}{name}": value.detach() for name, value in metrics.items()}
+        across = not self.training and world_size() > 1
+        self.log_dict(values, on_step=self.training, on_epoch=not self.training, batch_size=batch_size, sync_dist=across)
+        if self.training:
+            self.log("loss", metrics["loss"].detach(), prog_bar=True, logger=False, batch_size=batch_size)
+
+    def _can_fuse(self, parameters: list[nn.Parameter]) -> bool:
+        # Fused AdamW unscales by itself under a float16 scaler, and Lightning can then not clip.
+        scaled = self._trainer is not None and str(self._trainer.precision).startswith("16")
+        return not scaled and all(parameter.device.type in {"cpu", "cuda"} for parameter in parameters)
+
+    def _not_finite(self, batch: BatchT, output: StepOutput) -> str:
+        parts = ", ".join(f"{name} {float(value):.4g}" for name, value in {"loss": output.loss, **output.metrics}.items())
+        origin = f" (source {batch.source!r}, first keys {list(batch.keys[:3])})" if isinstance(batch, PairBatch) else ""
+        return (
+            f"Stage {self.stage}, step {self.trainer.global_step}: the loss is not finite on this batch{origin}: {parts}. "
+            "Lower the learning rate, clip gradients, or use bf16 instead of float16; then resume from the last checkpoint."
+        )
