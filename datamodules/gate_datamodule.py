@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import warnings
 
 import lightning.pytorch as pl
 import torch
@@ -128,6 +129,7 @@ class GateDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> StepLoader[GateBatch] | list[object]:
         """The held-out examples as one batch, unbalanced, the same on every rank; an empty list (no validation) if none are held out."""
         if not len(self.validation):
+            warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # it is meant
             return []
         return StepLoader(Batches(lambda _: self.validation, 1), StepSampler(1, lambda: 0))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -141,6 +142,7 @@ class PairDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> StepLoader[PairBatch] | list[object]:
         """The same few batches each time; an empty list without validation sources, which Lightning takes for no validation."""
         if self._validation_plan is None:
+            warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # it is meant
             return []
         rank, world_size = self._place()
         batches = Batches(

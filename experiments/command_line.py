@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,13 @@ from twn_lightning.errors import ConfigError, DataError, TwnError
 
 FAILED = 1
 STOPPED = 130
+
+
+def new_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser for ``python -m experiments.<name>`` that shows the module's own words as its help."""
+    return argparse.ArgumentParser(
+        prog=f"python -m experiments.{name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -67,11 +75,16 @@ def prepare_process() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "alembic", "mlflow", "matplotlib", "fsspec"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     from twn_lightning.torchvision_compat import ensure_torchvision  # loads torch
 
     ensure_torchvision()
+    import lightning.pytorch  # noqa: F401  (it sets its loggers' levels when it is loaded)
+
+    for noisy in ("httpx", "alembic", "mlflow", "matplotlib", "fsspec", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
 
 
 def run_command(body: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:

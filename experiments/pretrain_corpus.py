@@ -6,17 +6,27 @@ No example joins a picture with a fact: which capital a flag stands for, or what
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from datamodules.mini import render, sentences
-from datamodules.mini.assets import STYLES, Style, all_names, concepts, countries
+from datamodules.mini.assets import STYLES, Country, Style, all_names, concepts, countries
 from datamodules.mini.splits import Split, country_split, drawing_split, scene_concepts, train_drawings, triple_split
 from datamodules.mini.tasks import TASKS
 from twn_lightning.batches import Item
 
-Example = tuple[Item, str]
-"""A prompt and its answer."""
+
+class Example(NamedTuple):
+    """A prompt, its answer, and the names of what its picture shows, from left to right or from first to last."""
+
+    item: Item
+    answer: str
+    shown: tuple[str, ...] = ()
+
+
+_T = TypeVar("_T")
 
 INSTRUCTIONS = {
     "object": ("", "Name it."),
@@ -35,32 +45,34 @@ def object_example(split: Split, rng: np.random.Generator) -> Example:
     """A drawing and its name, at either size."""
     name, style = _drawing(split, rng)
     concept = next(concept for concept in concepts() if concept.name == name)
-    return _shown("object", render.object_picture(concept, style, _augment(split, rng)), sentences.thing(name), rng)
+    return _shown("object", render.object_picture(concept, style, _augment(split, rng)), sentences.thing(name), name, rng)
 
 
 def crop_example(split: Split, rng: np.random.Generator) -> Example:
     """A scene concept at the size it has in scenes."""
     concept, style = _pick(scene_concepts(), rng), _pick(STYLES, rng)
-    return _shown("crop", render.object_picture(concept, style, _augment(split, rng), size=render.CROP_SIZE), sentences.thing(concept.name), rng)
+    return _shown("crop", render.object_picture(concept, style, _augment(split, rng), size=render.CROP_SIZE), sentences.thing(concept.name), concept.name, rng)
 
 
 def flag_example(split: Split, rng: np.random.Generator) -> Example:
     """A flag and its country."""
     country, style = _country_and_style(split, rng)
-    return _shown("flag", render.flag_picture(country, style, _augment(split, rng)), sentences.flag_of(country.name), rng)
+    return _shown("flag", render.flag_picture(country, style, _augment(split, rng)), sentences.flag_of(country.name), country.name, rng)
 
 
 def digits_example(split: Split, rng: np.random.Generator) -> Example:
     """Two handwritten digits and what they are."""
     values = [int(value) for value in rng.integers(0, 10, size=2)]
-    return _shown("digits", render.digits_picture(values, split, rng), sentences.digits(values), rng)
+    item = Item(images=(render.digits_picture(values, split, rng),), instruction=_pick(INSTRUCTIONS["digits"], rng))
+    return Example(item, sentences.digits(values), tuple(str(value) for value in values))
 
 
 def digits_clip_example(split: Split, rng: np.random.Generator) -> Example:
     """Two handwritten digits shown one after another."""
     values = [int(value) for value in rng.integers(0, 10, size=2)]
     instruction = _pick(INSTRUCTIONS["digits_clip"], rng)
-    return Item(video=render.digits_clip(values, split, rng), instruction=instruction), sentences.digits(values)
+    item = Item(video=render.digits_clip(values, split, rng), instruction=instruction)
+    return Example(item, sentences.digits(values), tuple(str(value) for value in values))
 
 
 def row_example(split: Split, rng: np.random.Generator) -> Example:
@@ -70,11 +82,11 @@ def row_example(split: Split, rng: np.random.Generator) -> Example:
         names = [concept.name for concept in things]
         if triple_split(names) == split:
             break
-    styled: list[tuple[object, Style]] = [(concept, _pick(STYLES, rng)) for concept in things]
-    picture = render.scene_picture(styled, _augment(split, rng))  # type: ignore[arg-type]
+    styled = [(concept, _pick(STYLES, rng)) for concept in things]
+    picture = render.scene_picture(styled, _augment(split, rng))
     instruction = _pick(INSTRUCTIONS["row"], rng)
     text = names[int(rng.integers(0, 2))] if instruction else ""
-    return Item(images=(picture,), instruction=instruction, text=text), sentences.row(names)
+    return Example(Item(images=(picture,), instruction=instruction, text=text), sentences.row(names), tuple(names))
 
 
 def motion_example(split: Split, rng: np.random.Generator) -> Example:
@@ -82,14 +94,14 @@ def motion_example(split: Split, rng: np.random.Generator) -> Example:
     name, direction, style = _pick(TASKS["ClipMotion"].subjects(split), rng)
     concept = next(concept for concept in scene_concepts() if concept.name == name)
     clip = render.motion_clip(concept, "twemoji" if style == "twemoji" else "openmoji", direction, rng)
-    return Item(video=clip, instruction=_pick(INSTRUCTIONS["motion"], rng)), sentences.moves(name, direction)
+    return Example(Item(video=clip, instruction=_pick(INSTRUCTIONS["motion"], rng)), sentences.moves(name, direction), (name,))
 
 
 def page_example(split: Split, rng: np.random.Generator) -> Example:
     """A page and which country it is about."""
     country, style = _country_and_style(split, rng)
     page = render.page_picture(country, style, _pick(render.LAYOUTS, rng), _augment(split, rng))
-    return _shown("page", page, sentences.page_about(country.name), rng)
+    return _shown("page", page, sentences.page_about(country.name), country.name, rng)
 
 
 def text_example(split: Split, rng: np.random.Generator) -> Example:
@@ -109,7 +121,7 @@ def text_example(split: Split, rng: np.random.Generator) -> Example:
         (f"Fact about {country.capital}", sentences.is_capital_of(country.capital, country.name)),
     )
     text, answer = choices[int(rng.integers(0, len(choices)))]
-    return Item(text=text), answer
+    return Example(Item(text=text), answer)
 
 
 KINDS: dict[str, tuple[float, Callable[[Split, np.random.Generator], Example]]] = {
@@ -126,13 +138,18 @@ KINDS: dict[str, tuple[float, Callable[[Split, np.random.Generator], Example]]] 
 """Share of the batches and maker of each kind of example."""
 
 
+def visible_names() -> Sequence[str]:
+    """Every name that `Example.shown` may hold."""
+    return [concept.name for concept in concepts()] + [country.name for country in countries()] + [str(digit) for digit in range(10)]
+
+
 def tokenizer_corpus() -> Iterator[str]:
     """Every word the suite uses, often enough that whole names become tokens."""
     for name in all_names():
         yield from (f"This is {name}.", f"The {name} is", name) * 3
     rng = np.random.default_rng(0)
     for _ in range(4000):
-        yield text_example("train", rng)[1]
+        yield text_example("train", rng).answer
     for task in TASKS.values():
         for _ in range(100):
             subject = _pick(task.subjects("train"), rng)
@@ -143,7 +160,7 @@ def tokenizer_corpus() -> Iterator[str]:
             yield from (f" {side.item.text}", side.cot)
 
 
-def _pick(options: Sequence[object], rng: np.random.Generator):  # type: ignore[no-untyped-def]
+def _pick(options: Sequence[_T], rng: np.random.Generator) -> _T:
     return options[int(rng.integers(0, len(options)))]
 
 
@@ -151,8 +168,8 @@ def _augment(split: Split, rng: np.random.Generator) -> np.random.Generator | No
     return rng if split == "train" else None
 
 
-def _shown(kind: str, picture, answer: str, rng: np.random.Generator) -> Example:  # type: ignore[no-untyped-def]
-    return Item(images=(picture,), instruction=_pick(INSTRUCTIONS[kind], rng)), answer
+def _shown(kind: str, picture: Image.Image, answer: str, name: str, rng: np.random.Generator) -> Example:
+    return Example(Item(images=(picture,), instruction=_pick(INSTRUCTIONS[kind], rng)), answer, (name,))
 
 
 def _drawing(split: Split, rng: np.random.Generator) -> tuple[str, Style]:
@@ -162,7 +179,7 @@ def _drawing(split: Split, rng: np.random.Generator) -> tuple[str, Style]:
     return _pick(drawing_split()[split], rng).name, "openmoji"
 
 
-def _country_and_style(split: Split, rng: np.random.Generator):  # type: ignore[no-untyped-def]
+def _country_and_style(split: Split, rng: np.random.Generator) -> tuple[Country, Style]:
     if split != "train":
         return _pick(country_split()[split], rng), "openmoji"
     country = _pick(countries(), rng)

@@ -45,7 +45,7 @@ STEPS = (
 )
 COMMANDS = ("stage1", "stage2", "stage3", "stage4", "all")
 _SHARED_PREFIXES = ("seed", "backbone.", "model.", "data.", "decoding.", "trainer.precision", "trainer.accumulate", "trainer.clip", "trainer.devices")
-_FREE_KEYS = ("data.test_tasks", "data.validation_batches")
+_FREE_KEYS = ("data.validation_batches",)
 
 
 def resolve_backbone(path: str) -> Path:
@@ -90,8 +90,7 @@ class RunFolder:
             (self.path / "config.yaml").write_text(config_yaml(self.config), encoding="utf-8")
         except OSError as error:
             raise ConfigError(
-                f"The run folder {self.path} cannot be written ({error.strerror}): "
-                "choose another with output_dir=FOLDER, or mend its permissions."
+                f"The run folder {self.path} cannot be written ({error.strerror}): choose another with output_dir=FOLDER, or mend its permissions."
             ) from None
         if not os.access(self.path, os.W_OK):
             raise ConfigError(f"The run folder {self.path} cannot be written: choose another with output_dir=FOLDER, or mend its permissions.")
@@ -149,9 +148,6 @@ class RunFolder:
         """Mark the step as done, with what is worth knowing about it."""
         record = {"finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **numbers}
         write_atomically(self.step(step) / "done.json", json.dumps(record, indent=2))
-        checkpoint = self.checkpoint(step)
-        if checkpoint is not None and checkpoint.is_file():
-            checkpoint.unlink()
 
     def _relevant(self, step: Step) -> dict[str, str]:
         prefixes = (*_SHARED_PREFIXES, f"stages.{step.section}.")
@@ -164,8 +160,9 @@ class RunFolder:
         before, now = yaml.safe_load(path.read_text(encoding="utf-8")), self._relevant(step)
         changes = [f"{key} was {before.get(key)} and is {now.get(key)}" for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
         if changes:
+            shown = "; ".join(changes[:4]) + (" …" if len(changes) > 4 else "")
             raise ConfigError(
-                f"{step.title} of run {self.config.name!r} was begun with other settings: {'; '.join(changes[:4])}{' …' if len(changes) > 4 else ''}. "
+                f"{step.title} of run {self.config.name!r} was begun with other settings: {shown}. "
                 f"Choose another run with --run NAME, or remove {self.step(step)} and the steps after it."
             )
 

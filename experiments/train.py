@@ -6,12 +6,11 @@ Needs nothing but the installed package; ``--profile smoke`` shows the whole way
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import sys
 from collections.abc import Sequence
 
-from experiments.command_line import add_settings, prepare_process, run_command, settings
+from experiments.command_line import add_settings, new_parser, prepare_process, run_command, settings
 from experiments.runs import COMMANDS, RunFolder
 from twn_lightning.errors import ConfigError
 
@@ -22,7 +21,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         TwnError: Something the user can mend.
     """
-    parser = argparse.ArgumentParser(prog="python -m experiments.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser("train", __doc__)
     parser.add_argument("stage", help=", ".join(COMMANDS))
     add_settings(parser)
     parsed = parser.parse_intermixed_args(arguments)

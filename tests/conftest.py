@@ -1,3 +1,4 @@
+# ruff: noqa: E402 - the environment and torchvision must be set up before these imports
 """What tests share: a tiny random Qwen3-VL made on the spot, a model on it, and items of every modality."""
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,8 +34,16 @@ from twn_lightning.models.backbones.base import Backbone, ProcessorOptions
 from twn_lightning.models.dual_lora import DualLoRAModel
 
 SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<think>", "</think>",
-)  # fmt: skip
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<think>",
+    "</think>",
+)
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% for part in message.content %}"
@@ -46,51 +54,77 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 WORDS = ("Find the capital of this country.", "the flag shows a red dot on white, so it is Japan, and its capital is Tokyo", "3 + 4 = 7", "seconds")
+HIDDEN_SIZE = 32
 
 
 @pytest.fixture(scope="session")
 def tiny_backbone_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like a Qwen3-VL checkpoint: config, tokenizer, processor and random weights (about 0.1 M parameters)."""
+    """A folder like a Qwen3-VL checkpoint: config, tokenizer, processor and random weights (73 thousand of them)."""
     folder = tmp_path_factory.mktemp("tiny_qwen3_vl")
+    ids = _save_processor(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Qwen3VLForConditionalGeneration(_config(ids))
+        for parameter in model.parameters():  # far from zero, so that every input shows in the output
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+def _save_processor(folder: Path) -> dict[str, int]:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(WORDS, trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")  # type: ignore[no-untyped-call]
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
-    tokenizer.chat_template = CHAT_TEMPLATE
-    pictures = {"patch_size": 8, "temporal_patch_size": 2, "merge_size": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    processor = Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**pictures, size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64}),
+    shape = {"patch_size": 8, "temporal_patch_size": 2, "merge_size": 2}
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    clip_size = {"shortest_edge": 16 * 16, "longest_edge": 64 * 64 * 8}
+    processor = Qwen3VLProcessor(  # type: ignore[no-untyped-call]
+        image_processor=Qwen2VLImageProcessor(**shape, **half, size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64}),  # type: ignore[arg-type]
         tokenizer=tokenizer,
-        video_processor=Qwen3VLVideoProcessor(**pictures, size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64 * 8}, cap_pixels_per_frame=True),
+        video_processor=Qwen3VLVideoProcessor(**shape, **half, size=clip_size, cap_pixels_per_frame=True),  # type: ignore[arg-type]
         chat_template=CHAT_TEMPLATE,
     )
     processor.save_pretrained(folder)
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
-    config = Qwen3VLConfig(
+    return {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL_TOKENS} | {"": len(tokenizer)}  # type: ignore[arg-type]
+
+
+def _config(ids: dict[str, int]) -> Qwen3VLConfig:
+    return Qwen3VLConfig(
         text_config={
-            "vocab_size": len(tokenizer) + 5, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 1024, "pad_token_id": ids["<|endoftext|>"],
+            "vocab_size": ids[""] + 5,
+            "hidden_size": HIDDEN_SIZE,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "max_position_embeddings": 1024,
+            "pad_token_id": ids["<|endoftext|>"],
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True},
         },
         vision_config={
-            "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 8, "temporal_patch_size": 2,
-            "spatial_merge_size": 2, "out_hidden_size": 32, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1],
+            "depth": 2,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "patch_size": 8,
+            "temporal_patch_size": 2,
+            "spatial_merge_size": 2,
+            "out_hidden_size": HIDDEN_SIZE,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0, 1],
         },
-        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"], tie_word_embeddings=True,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Qwen3VLForConditionalGeneration(config)
-        for parameter in model.parameters():  # far from zero, so that every input shows in the output
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
-    assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3_vl"
-    return folder
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
 
 
 @pytest.fixture

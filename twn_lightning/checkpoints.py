@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
+import pickle  # noqa: TID251 - for the name of the error that weights_only raises; nothing is unpickled
 import re
 import shutil
 from collections.abc import Mapping
@@ -121,7 +121,9 @@ def load_bundle(folder: str | Path, *, backbone: Backbone | None = None, fallbac
         path = _found_backbone(settings.backbone_path, folder)
         backbone = load_backbone(path, dtype=settings.dtype, attn_implementation=settings.attn_implementation, options=settings.processor)
     if queries.shape[1] != backbone.hidden_size:
-        raise CheckpointError(f"{folder / QUERIES} is {queries.shape[1]} wide, the backbone {backbone.path} {backbone.hidden_size}: it was made for another backbone.")
+        raise CheckpointError(
+            f"{folder / QUERIES} is {queries.shape[1]} wide, the backbone {backbone.path} {backbone.hidden_size}: it was made for another backbone."
+        )
     model = DualLoRAModel(
         backbone,
         reasoning=specs["reasoning"],
@@ -151,7 +153,10 @@ def load_bundle_into(model: DualLoRAModel, folder: str | Path) -> None:
     for adapter in ADAPTERS:
         spec, own = _read_spec(folder / adapter), model.adapters[adapter]
         if (spec.rank, spec.alpha) != (own.rank, own.alpha):
-            raise CheckpointError(f"{folder / adapter} has rank {spec.rank} and alpha {spec.alpha}; the model has {own.rank} and {own.alpha}. Give the model the bundle's values.")
+            raise CheckpointError(
+                f"{folder / adapter} has rank {spec.rank} and alpha {spec.alpha}; the model has {own.rank} and {own.alpha}. "
+                "Give the model the bundle's values."
+            )
         tensors = _read_safetensors(folder / adapter / "adapter_model.safetensors")
         expected = get_peft_model_state_dict(model.peft, adapter_name=adapter, save_embedding_layers=False)
         _check_keys(tensors, expected, folder / adapter)
@@ -185,15 +190,16 @@ def _description(model: DualLoRAModel, provenance: Mapping[str, str | int | floa
 
 
 def _fingerprint(model: DualLoRAModel) -> list[float]:
-    """Numbers that tell backbones apart, whatever precision their weights are loaded in: mean sizes of the first and last of them."""
-    named = dict(model.backbone.model.named_parameters())
-    chosen = [named[name] for name in named if name.endswith("norm.weight") or "embed_tokens" in name]
-    return [round(float(parameter.detach().float().abs().mean()), 6) for parameter in (chosen[0], chosen[len(chosen) // 2], chosen[-1])]
+    """Mean sizes of the language model's first, middle and last matrix: tells backbones apart, whatever precision they are loaded in."""
+    named = model.backbone.model.named_parameters()
+    matrices = [weight for name, weight in named if "language_model" in name and ".lora_" not in name and weight.dim() == 2]
+    chosen = (matrices[0], matrices[len(matrices) // 2], matrices[-1])
+    return [round(float(matrix.detach().float().abs().mean()), 8) for matrix in chosen]
 
 
 def _check_backbone(folder: Path, config: dict[str, Any], model: DualLoRAModel) -> None:
     stored, own = config["backbone"].get("fingerprint", []), _fingerprint(model)
-    if stored and any(abs(one - other) > 1e-2 * abs(one) for one, other in zip(stored, own, strict=True)):
+    if stored and any(abs(one - other) > 5e-4 * abs(one) for one, other in zip(stored, own, strict=True)):
         raise CheckpointError(
             f"{folder} was trained on a backbone with other weights than {model.backbone.path} has now (fingerprints {stored} and {own}). "
             "Use the backbone it names, or train the bundle again."
@@ -224,7 +230,9 @@ def _read_config(folder: Path, fallback: BundleDefaults | None) -> dict[str, Any
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}. It is no bundle of ours, or was changed by hand.")
     if config["format"] != FORMAT:
-        raise CheckpointError(f"{path} is of format {config['format']}; this version reads {FORMAT}. Load it with twn_lightning {config.get('twn_lightning')}.")
+        raise CheckpointError(
+            f"{path} is of format {config['format']}; this version reads {FORMAT}. Load it with twn_lightning {config.get('twn_lightning')}."
+        )
     return dict(config)
 
 
@@ -285,7 +293,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 def _read_queries(folder: Path) -> Tensor:
     tensors = list(_read_tensors(folder / QUERIES).values())
     if len(tensors) != 1 or tensors[0].dim() not in (2, 3):
-        raise CheckpointError(f"{folder / QUERIES} must hold one tensor (queries, width); it holds shapes {[tuple(tensor.shape) for tensor in tensors]}.")
+        raise CheckpointError(
+            f"{folder / QUERIES} must hold one tensor (queries, width); it holds shapes {[tuple(tensor.shape) for tensor in tensors]}."
+        )
     return tensors[0].reshape(-1, tensors[0].shape[-1]).float()
 
 
@@ -307,4 +317,6 @@ def _check_keys(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], whe
         raise CheckpointError(f"{where} {' and '.join(parts)}. It is damaged, or made for another model.")
     for key, tensor in expected.items():
         if found[key].shape != tensor.shape:
-            raise CheckpointError(f"{key} in {where} has the shape {tuple(found[key].shape)}, the model's {tuple(tensor.shape)}: it was made for another model.")
+            raise CheckpointError(
+                f"{key} in {where} has the shape {tuple(found[key].shape)}, the model's {tuple(tensor.shape)}: it was made for another model."
+            )

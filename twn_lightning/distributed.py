@@ -40,7 +40,9 @@ def gather_with_grad(rows: Tensor) -> Tensor:
     if world_size() == 1:
         return rows
     padded, counts = _padded(rows)
-    pieces = torch.distributed.nn.functional.all_gather(padded)
+    if torch.is_grad_enabled() and not padded.requires_grad:
+        padded = padded.detach().requires_grad_()  # a rank without rows of its own must still take part in the others' backward
+    pieces: tuple[Tensor, ...] = torch.distributed.nn.functional.all_gather(padded)  # type: ignore[no-untyped-call]
     return torch.cat([piece[:count] for piece, count in zip(pieces, counts, strict=True)])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -16,7 +16,9 @@ from twn_lightning.errors import ConfigError, DataError
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.models.outputs import Decoding
 
-Think = Literal["never", "always", "auto"]
+Think: TypeAlias = Literal["never", "always", "auto"]
+EncoderInput: TypeAlias = str | Item | Sequence[str | Item]
+"""One input or several; a string is an item with only text."""
 
 
 @dataclass(frozen=True)
@@ -76,26 +78,30 @@ class Encoder:
         model = load_bundle(bundle, fallback=fallback)
         return cls(model.to(device), decoding=decoding)
 
-    def encode(self, inputs: str | Item | Sequence[str | Item], *, think: Think = "auto", batch_size: int = 32) -> Tensor:
+    @overload
+    def encode(self, inputs: EncoderInput, *, think: Think = "auto", batch_size: int = 32, return_thoughts: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def encode(self, inputs: EncoderInput, *, think: Think = "auto", batch_size: int = 32, return_thoughts: Literal[True]) -> Encoding: ...
+
+    @torch.no_grad()
+    def encode(self, inputs: EncoderInput, *, think: Think = "auto", batch_size: int = 32, return_thoughts: bool = False) -> Tensor | Encoding:
         """Unit vectors of the inputs, in order.
 
         Args:
-            inputs: One input or several; a string is an item with only text.
+            inputs: Strings, items, or both.
             think: Whether to reason before embedding; "auto" lets the gate decide for each input.
             batch_size: Inputs run together, at least 1.
+            return_thoughts: Gives the chains of thought and their cost too.
 
         Returns:
-            Float32 on the CPU, ``(N, D)``; ``(D,)`` for one input that is not in a sequence.
+            Float32 on the CPU, ``(N, D)``, or ``(D,)`` for one input that is not in a sequence; with ``return_thoughts`` an `Encoding`, in which
+            one input counts as a sequence of one.
 
         Raises:
-            DataError: An input is empty or its media cannot be read.
+            ConfigError: An argument is out of range.
+            DataError: There is no input, or one is empty or its media cannot be read.
         """
-        vectors = self.encode_with_thoughts(inputs, think=think, batch_size=batch_size).vectors
-        return vectors[0] if isinstance(inputs, str | Item) else vectors
-
-    @torch.no_grad()
-    def encode_with_thoughts(self, inputs: str | Item | Sequence[str | Item], *, think: Think = "auto", batch_size: int = 32) -> Encoding:
-        """As `encode`, with the chains of thought and their cost; one input counts as a sequence of one."""
         if think not in ("never", "always", "auto"):
             raise ConfigError(f"think is {think!r}; choose never, always or auto.")
         if batch_size < 1:
@@ -105,8 +111,11 @@ class Encoder:
             raise DataError("There is nothing to encode: the list of inputs is empty.")
         items = [Item(text=entry) if isinstance(entry, str) else entry for entry in sequence]
         parts = [self._encode_batch(items[start : start + batch_size], think) for start in range(0, len(items), batch_size)]
+        vectors = torch.cat([part.vectors for part in parts])
+        if not return_thoughts:
+            return vectors[0] if isinstance(inputs, str | Item) else vectors
         return Encoding(
-            vectors=torch.cat([part.vectors for part in parts]),
+            vectors=vectors,
             thoughts=tuple(thought for part in parts for thought in part.thoughts),
             num_reasoning_tokens=torch.cat([part.num_reasoning_tokens for part in parts]),
             gate_probability=torch.cat([part.gate_probability for part in parts]),
@@ -123,7 +132,7 @@ class Encoder:
         Returns:
             ``(Q, C)``.
         """
-        return torch.atleast_2d(queries).float() @ torch.atleast_2d(candidates).float().T
+        return queries.float().reshape(-1, queries.shape[-1]) @ candidates.float().reshape(-1, candidates.shape[-1]).T
 
     def _encode_batch(self, items: Sequence[Item], think: Think) -> Encoding:
         inputs = self.model.processor.inputs(items).to(self.model.device)

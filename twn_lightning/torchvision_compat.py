@@ -37,10 +37,10 @@ def ensure_torchvision() -> torch.library.Library | None:
     libraries = [path for pattern in ("_C*.so", "_C*.pyd", "_C*.dylib") for path in Path(spec.origin).parent.glob(pattern)]
     if libraries and all(_loads(path) for path in libraries):
         return None
-    declarations = torch.library.Library("torchvision", "FRAGMENT")
+    declarations = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for schema in _SCHEMAS:
         if not hasattr(torch.ops.torchvision, schema.partition("(")[0]):
-            declarations.define(schema)
+            declarations.define(schema)  # type: ignore[no-untyped-call]
     return declarations
 
 

@@ -290,7 +290,7 @@ TASKS: dict[str, MiniTask] = {
                  lambda s, split, rng: _object_side(s[0], s[1], split, rng, "Name it."), _answer(0), _text_candidate,
                  lambda split: [concept.name for concept in concepts()]),
         MiniTask("FlagName", "image", "IMG_CLS", "plain", "hit@1", _flag_subjects, _flag_query("Which country?", with_capital=False),
-                 _answer(0), _text_candidate, lambda split: [country.name for country in countries()], repeats=2),
+                 _answer(0), _text_candidate, lambda split: [country.name for country in countries()]),
         MiniTask("FlagCapital", "image", "IMG_QA", "composing", "hit@1", _capital_subjects, _flag_query("Which capital?", with_capital=True),
                  _answer(2), _text_candidate, lambda split: [country.capital for country in countries()]),
         MiniTask("DigitRead", "image", "IMG_QA", "plain", "hit@1", _digit_subjects(held_out=False),

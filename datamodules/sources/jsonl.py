@@ -218,10 +218,10 @@ class _Row:
     def _known(self, row: JsonObject, known: tuple[str, ...], prefix: str) -> None:
         for field in row:
             if field not in known:
-                raise self._error(f"{prefix}{field}", f"is not known. {did_you_mean(field, known)[:-1]}")
+                raise self._error(f"{prefix}{field}", f"is not known. {did_you_mean(field, known)}")
 
     def _error(self, field: str, what: str) -> DataError:
-        return DataError(f"{self.path}, line {self.number}: {field} {what}.")
+        return DataError(f"{self.path}, line {self.number}: {field} {what}{'' if what[-1] in '.?' else '.'}")
 
 
 def _shown(value: object) -> str:

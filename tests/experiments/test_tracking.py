@@ -50,9 +50,9 @@ def test_round_trip(config: RunConfig, client: MlflowClient, tmp_path: Path) -> 
 
 def test_a_resumed_pipeline_goes_on_in_the_same_runs(config: RunConfig, client: MlflowClient, tmp_path: Path) -> None:
     first = Tracking(config, tmp_path)
+    child = first.child("grpo")
+    child.log_metrics({"grpo/loss": 1.0}, step=1)
     with pytest.raises(KeyboardInterrupt), first.running():
-        child = first.child("grpo")
-        child.log_metrics({"grpo/loss": 1.0}, step=1)
         raise KeyboardInterrupt
     assert client.get_run(first.parent.version).info.status == "KILLED"
     second = Tracking(config, tmp_path)

@@ -33,6 +33,8 @@ class BackboneConfig:
     """A longer prompt is an error (it is never cut inside its image tokens); None for no limit."""
     max_thought_tokens: int = 256
     """Longest reference chain of thought in tokens, markers included."""
+    video_timestamps: bool = True
+    """Tell the model the time of each pair of frames in words, as Qwen3-VL was trained; False saves tokens."""
     padding_side: Literal["left", "right"] = "left"
     """Where prompts of a batch are padded; embeddings do not depend on it."""
 

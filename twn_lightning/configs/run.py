@@ -34,10 +34,10 @@ class DataConfig:
 
     suite: Literal["mini", "none"] = "mini"
     """mini: the embedded suite of real pictures, videos and pages; none: only what data.sources names."""
-    train_tasks: tuple[str, ...] = ()
-    """Tasks of the suite to train on; empty for all."""
-    test_tasks: tuple[str, ...] = ()
-    """Tasks of the suite to evaluate on; empty for all."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of the suite to train and evaluate on; empty for all."""
+    num_pairs: int = 6000
+    """Training pairs of each task of the suite; each draws its subject and its pictures anew."""
     weights: dict[str, float] = field(default_factory=dict)
     """Share of batches of a suite's task relative to the others, by name; 1 where none is given."""
     sources: list[SourceConfig] = field(default_factory=list)
@@ -136,7 +136,7 @@ class CallbacksConfig:
     checkpoint_every: int = 50
     """Steps between two saves of last.ckpt (it is also saved when a stage is interrupted)."""
     keep_best: int = 1
-    """How many checkpoints with the best validation score are kept besides the last."""
+    """How many checkpoints with the best validation score are kept besides the last; needs evaluate_every."""
     rollout_samples_every: int = 50
     """Steps between two tables of written thoughts; 0 for none."""
     num_rollout_samples: int = 4

@@ -90,6 +90,8 @@ class GateConfig:
     """Optimiser steps."""
     batch_size: int = 128
     """Examples a step."""
+    split: Literal["train", "validation"] = "train"
+    """Pairs that are labelled: those of the training split, or of the validation split (what the model does on pairs it was not trained on)."""
     num_pairs: int = 1536
     """Training pairs that are labelled, spread over the sources."""
     label_batch_size: int = 64
@@ -104,6 +106,8 @@ class GateConfig:
     """Weight the two classes equally in the loss."""
     sides: Literal["query", "positive", "both"] = "both"
     """Which side of a pair gives examples."""
+    tolerance: float = 0.25
+    """Points of mean validation score that the threshold may give up for fewer reasoning tokens."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimiser."""
 
@@ -112,6 +116,7 @@ class GateConfig:
         at_least("stages.gate.num_pairs", self.num_pairs, 2, "labels need pairs")
         at_least("stages.gate.label_batch_size", self.label_batch_size, 2, "a positive is ranked among the others of its batch")
         above("stages.gate.temperature", self.temperature, 0.0, "it divides the scores")
+        at_least("stages.gate.tolerance", self.tolerance, 0.0, "it is a difference of scores")
         at_least("stages.gate.dead_zone", self.dead_zone, 0.0, "it is a distance in nats")
 
 
@@ -122,11 +127,11 @@ class RewardWeights:
     format: float = 0.5
     """The thought is closed and not empty."""
     retrieval: float = 1.0
-    """Margin of the positive over the hardest other target, in cosine."""
+    """Cosine to the positive minus the soft maximum of the cosines to the other targets."""
     rank: float = 0.5
-    """Reciprocal-rank-like reward of the positive's place."""
+    """Reciprocal rank of the positive."""
     gain: float = 0.5
-    """Gain of the generative over the discriminative embedding."""
+    """Gain of the generative over the discriminative embedding in nats, cut to gain_maximum."""
     length: float = 0.1
     """Shorter thoughts are better, other things equal."""
 
@@ -163,6 +168,8 @@ class GrpoConfig:
     """Weight of the k3 KL to the frozen reasoning adapter of stage 2."""
     score_temperature: float = 0.02
     """Divides the cosine scores in the rewards that use a softmax."""
+    gain_maximum: float = 2.0
+    """The gain reward is cut to plus or minus this many nats."""
     length_target: int = 12
     """Thoughts up to this many tokens get the full length reward."""
     rewards: RewardWeights = field(default_factory=RewardWeights)

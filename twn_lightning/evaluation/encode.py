@@ -73,7 +73,7 @@ class EncodedItems:
         return int(self.num_reasoning_tokens[thinks].sum())
 
 
-def encode_items(  # noqa: PLR0913 -- what, how large, how, where
+def encode_items(
     model: DualLoRAModel,
     items: Sequence[Item],
     *,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import torch
@@ -36,6 +36,7 @@ class ModeResult:
         query_reasoning_tokens: Tokens written for all queries together.
         candidate_reasoning_tokens: Tokens written for all candidates together, each once.
         top: Best candidates of each query, best first.
+        metrics: Means of every metric of MMEB-V2 at 1, 5 and 10, 0 to 1; empty for the oracle, which chooses by the headline metric.
     """
 
     score: float
@@ -46,6 +47,7 @@ class ModeResult:
     query_reasoning_tokens: int
     candidate_reasoning_tokens: int
     top: tuple[tuple[str, ...], ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def reasoning_tokens(self) -> int:
@@ -122,7 +124,8 @@ def evaluate_task(  # noqa: PLR0913 -- the public front door; every argument has
     Args:
         model: A `DualLoRAModel`; no Trainer is needed.
         task: What to search, and in what.
-        modes: Without ``always``, ``auto`` and ``oracle`` no thought is written.
+        modes: With ``never`` alone no thought is written; with ``auto`` at the gate's own threshold, and neither ``always`` nor ``oracle``,
+            only those the gate asks for.
         think_sides: A side that may not think uses its discriminative vectors in every mode.
         threshold: For ``auto``; the gate's own by default.
         batch_size: Items encoded together.
@@ -135,34 +138,29 @@ def evaluate_task(  # noqa: PLR0913 -- the public front door; every argument has
         TwnError: A score is NaN or infinite.
     """
     _check(modes, think_sides, threshold)
-    think = any(mode != "never" for mode in modes)
-    num_queries, num_candidates = len(task.queries), len(task.candidates)
-    total = num_queries + num_candidates
-    sides = {
-        "query": [query.item for query in task.queries],
-        "candidate": list(task.candidates.values()),
-    }
-    encoded = {}
-    done = 0
-    for side, items in sides.items():
-        offset = done
+    gate_threshold = float(model.gate.threshold)
+    think = _needed_thoughts(modes, threshold_is_own=threshold in (None, gate_threshold))
+    items = {"query": [query.item for query in task.queries], "candidate": list(task.candidates.values())}
+    total = len(items["query"]) + len(items["candidate"])
+    encoded: dict[str, EncodedItems] = {}
+    for side, side_items in items.items():
+        done = sum(len(part) for part in encoded.values())
         encoded[side] = encode_items(
             model,
-            items,
+            side_items,
             batch_size=batch_size,
-            think="always" if think and think_sides in ("both", side) else "never",
+            think=think if think_sides in ("both", side) else "never",
             decoding=decoding,
             device=device,
-            progress=None if progress is None else lambda count, _, offset=offset, report=progress: report(offset + count, total),  # type: ignore[misc]
+            progress=_shifted(progress, done, total),
         )
-        done += len(items)
     return evaluate_encoded(
         task,
         encoded["query"],
         encoded["candidate"],
         modes=modes,
         think_sides=think_sides,
-        threshold=float(model.gate.threshold) if threshold is None else threshold,
+        threshold=gate_threshold if threshold is None else threshold,
     )
 
 
@@ -232,12 +230,27 @@ def threshold_sweep(task: RetrievalTask, queries: EncodedItems, candidates: Enco
         points.append(
             SweepPoint(
                 threshold=threshold,
-                score=100.0 * float(ranked.values.mean()),
+                score=100.0 * float(ranked.values.double().mean()),
                 think_rate=(int(query_thinks.sum()) + int(candidate_thinks.sum())) / num_inputs,
                 reasoning_tokens=queries.reasoning_tokens(query_thinks) + candidates.reasoning_tokens(candidate_thinks),
             )
         )
     return points
+
+
+def _needed_thoughts(modes: Sequence[Mode], *, threshold_is_own: bool) -> ThinkMode:
+    if all(mode == "never" for mode in modes):
+        return "never"
+    if threshold_is_own and "always" not in modes and "oracle" not in modes:
+        return "auto"
+    return "always"
+
+
+def _shifted(progress: ProgressCallback | None, offset: int, total: int) -> ProgressCallback | None:
+    if progress is None:
+        return None
+    report = progress
+    return lambda done, _: report(offset + done, total)
 
 
 def _thinkers(queries: EncodedItems, candidates: EncodedItems, mode: ThinkMode, think_sides: ThinkSides, threshold: float) -> tuple[Tensor, Tensor]:
@@ -248,7 +261,7 @@ def _thinkers(queries: EncodedItems, candidates: EncodedItems, mode: ThinkMode, 
 
 def _mode_result(ranked: TaskRanking, queries: EncodedItems, candidates: EncodedItems, query_thinks: Tensor, candidate_thinks: Tensor) -> ModeResult:
     return ModeResult(
-        score=100.0 * float(ranked.values.mean()),
+        score=100.0 * float(ranked.values.double().mean()),
         values=tuple(ranked.values.tolist()),
         tie_rate=ranked.tie_rate,
         query_think_rate=float(query_thinks.float().mean()),
@@ -256,6 +269,7 @@ def _mode_result(ranked: TaskRanking, queries: EncodedItems, candidates: Encoded
         query_reasoning_tokens=queries.reasoning_tokens(query_thinks),
         candidate_reasoning_tokens=candidates.reasoning_tokens(candidate_thinks),
         top=ranked.top,
+        metrics=ranked.metrics,
     )
 
 
@@ -266,7 +280,7 @@ def _oracle(never: ModeResult, always: ModeResult, queries: EncodedItems) -> Mod
     values = torch.where(better, torch.tensor(always.values), torch.tensor(never.values))
     any_better = bool(better.any())
     return ModeResult(
-        score=100.0 * float(values.mean()),
+        score=100.0 * float(values.double().mean()),
         values=tuple(values.tolist()),
         tie_rate=max(never.tie_rate, always.tie_rate),
         query_think_rate=float(thinks.float().mean()),
@@ -284,4 +298,4 @@ def _check(modes: Sequence[str], think_sides: str, threshold: float | None) -> N
     if think_sides not in get_args(ThinkSides):
         raise ConfigError(f'think_sides is "{think_sides}": choose one of {", ".join(get_args(ThinkSides))}.')
     if threshold is not None and not 0.0 <= threshold <= 1.0:
-        raise ConfigError(f"threshold is {threshold}, but it is compared with a probability: choose a value from 0 (always think) to 1 (never think).")
+        raise ConfigError(f"threshold is {threshold}, but it is compared with a probability: choose a value from 0 (always think) to 1 (never).")

@@ -30,11 +30,13 @@ class TaskRanking:
         values: The headline metric of each query, 0 to 1, ``(Q,)``.
         tie_rate: Share of queries whose best relevant candidate tied with one that is not relevant, 0 to 1.
         top: Keys of the best candidates of each query, best first; a tie is listed as it was counted, against us.
+        metrics: Means over the queries of `metrics.ranking.all_metrics`, 0 to 1.
     """
 
     values: Tensor
     tie_rate: float
     top: tuple[tuple[str, ...], ...]
+    metrics: dict[str, float]
 
 
 def rank_task(task: RetrievalTask, queries: Tensor, candidates: Tensor, *, num_top: int = 100) -> TaskRanking:
@@ -56,7 +58,8 @@ def rank_task(task: RetrievalTask, queries: Tensor, candidates: Tensor, *, num_t
         )
     keys = list(task.candidates)
     column = {key: number for number, key in enumerate(keys)}
-    values, tied, top = [], [], []
+    values, tied, metrics = [], [], []
+    top: list[tuple[str, ...]] = []
     for start, stop in _chunks(task, candidates):
         scores, grades, columns = _chunk(task.queries[start:stop], column, queries[start:stop], candidates)
         try:
@@ -65,17 +68,20 @@ def rank_task(task: RetrievalTask, queries: Tensor, candidates: Tensor, *, num_t
             raise TwnError(f"Task {task.name}, queries {start} to {stop - 1}: {error}") from error
         values.append(HEADLINE[task.metric](ranked.grades))
         tied.append(ranked.tied)
+        metrics.append(ranking.all_metrics(ranked.grades))
         best = columns.gather(1, ranked.order[:, :num_top]).tolist()
         top.extend(tuple(keys[number] for number in row if number >= 0) for row in best)
-    return TaskRanking(values=torch.cat(values), tie_rate=float(torch.cat(tied).float().mean()), top=tuple(top))
+    return TaskRanking(
+        values=torch.cat(values),
+        tie_rate=float(torch.cat(tied).float().mean()),
+        top=tuple(top),
+        metrics={name: float(torch.cat([part[name] for part in metrics]).double().mean()) for name in metrics[0]},
+    )
 
 
 def _chunks(task: RetrievalTask, candidates: Tensor) -> list[tuple[int, int]]:
-    if task.scope == "global":
-        numbers = len(candidates)
-    else:
-        numbers = max(len(query.candidates or ()) for query in task.queries) * candidates.shape[1]
-    size = max(1, _CHUNK_NUMBERS // max(1, numbers))
+    vectors_of_a_query = max(len(query.candidates or ()) for query in task.queries) * candidates.shape[1]
+    size = max(1, _CHUNK_NUMBERS // max(1, len(candidates), vectors_of_a_query))
     return [(start, min(start + size, len(task.queries))) for start in range(0, len(task.queries), size)]
 
 

@@ -78,9 +78,10 @@ class RetrievalTask:
             raise DataError(f"{where} has no label: name at least one relevant candidate.")
         for key, grade in query.labels.items():
             if not grade > 0:
-                raise DataError(f'{where}: the grade of "{key}" is {grade}, but labels hold relevant candidates only: leave it out, or give a grade above 0.')
+                raise DataError(f'{where}: the grade of "{key}" is {grade}, but labels are relevant: leave it out, or give a grade above 0.')
         if (query.candidates is None) != (self.scope == "global"):
-            raise DataError(f"{where}: in {self.scope} scope a query {'brings no candidates of its own' if self.scope == 'global' else 'brings its candidates'}.")
+            rule = "brings no candidates of its own" if self.scope == "global" else "brings its candidates"
+            raise DataError(f"{where}: in {self.scope} scope a query {rule}.")
         offered = self.candidates.keys() if query.candidates is None else set(query.candidates)
         if query.candidates is not None and len(offered) != len(query.candidates):
             raise DataError(f"{where} names a candidate twice; it would tie with itself.")

@@ -147,4 +147,6 @@ def _check(loss_type: str, max_tokens: int | None, kl_weight: float, reference_l
     if loss_type == "dr_grpo" and not max_tokens:
         raise ConfigError("loss_type dr_grpo divides by the most tokens a thought may have: give max_tokens.")
     if kl_weight != 0.0 and reference_log_probs is None:
-        raise ConfigError(f"kl_weight is {kl_weight}, but there are no log-probabilities of a reference: add the reference adapter, or set kl_weight=0.")
+        raise ConfigError(
+            f"kl_weight is {kl_weight}, but no reference's log-probabilities were given: add the reference adapter, or set kl_weight=0."
+        )

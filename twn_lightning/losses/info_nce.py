@@ -40,7 +40,7 @@ def positive_log_probs(query: Tensor, target: Tensor, positive: Tensor, *, tempe
     return scores.log_softmax(dim=1).gather(1, positive[:, None]).squeeze(1)
 
 
-def info_nce(  # noqa: PLR0913 -- six tensors and numbers of one formula
+def info_nce(
     query: Tensor,
     target: Tensor,
     positive: Tensor,
@@ -68,7 +68,7 @@ def info_nce(  # noqa: PLR0913 -- six tensors and numbers of one formula
     return (loss * weight).sum() / weight.sum()
 
 
-def symmetric_info_nce(  # noqa: PLR0913 -- both directions of `info_nce`
+def symmetric_info_nce(
     query: Tensor,
     positive: Tensor,
     all_queries: Tensor,

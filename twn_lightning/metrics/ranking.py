@@ -126,6 +126,27 @@ def ndcg_at_k(grades: Tensor, k: int, *, gain: Literal["linear", "exponential"] 
     return torch.where(ideal[:, 0] > 0, discounted / _discounted(ideal[:, :k]).clamp(min=1e-12), 0.0)
 
 
+def all_metrics(grades: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, Tensor]:
+    """Every metric of this file at each k, under the names that VLM2Vec's score files use (``ndcg_linear@5``), each ``(Q,)``.
+
+    Args:
+        grades: Relevance in ranked order, of all candidates, ``(Q, C)``.
+        ks: Each at least 1.
+    """
+    figures = {}
+    for k in ks:
+        precision, recall = precision_at_k(grades, k), recall_at_k(grades, k)
+        figures[f"hit@{k}"] = hit_at_k(grades, k)
+        figures[f"ndcg_linear@{k}"] = ndcg_at_k(grades, k)
+        figures[f"ndcg_exponential@{k}"] = ndcg_at_k(grades, k, gain="exponential")
+        figures[f"precision@{k}"] = precision
+        figures[f"recall@{k}"] = recall
+        figures[f"f1@{k}"] = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+        figures[f"map@{k}"] = average_precision_at_k(grades, k)
+        figures[f"mrr@{k}"] = mrr_at_k(grades, k)
+    return figures
+
+
 def _discounted(gains: Tensor) -> Tensor:
     return (gains / (_positions(gains) + 1.0).log2()).sum(dim=1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
@@ -76,7 +77,9 @@ class DualLoRAModel(nn.Module):
         self.adapters = {"reasoning": reasoning, "embedding": embedding}
         self.num_prompt_tokens = 0
         """Prompt columns the reasoning adapter has read so far, padding included."""
-        peft = get_peft_model(backbone.model, reasoning.config(self._targets(reasoning)), adapter_name="reasoning")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # PEFT asks under a name transformers is leaving
+            peft = get_peft_model(backbone.model, reasoning.config(self._targets(reasoning)), adapter_name="reasoning")
         peft.add_adapter("embedding", embedding.config(self._targets(embedding)))
         # In a tuple, so that it is not registered: the wrapper holds the same parameters as the backbone under other names.
         self._peft: tuple[PeftModel] = (peft,)
@@ -313,9 +316,7 @@ class DualLoRAModel(nn.Module):
     def _targets(self, spec: LoraSpec) -> str:
         return spec.target_modules[0] if spec.is_regex else self.backbone.lora_targets(spec.target_modules)
 
-    def _read(
-        self, inputs: Inputs, thoughts: Thoughts, *, adapter: str, dropout: bool, cache: DynamicCache | None
-    ) -> tuple[Prompt, Tensor]:
+    def _read(self, inputs: Inputs, thoughts: Thoughts, *, adapter: str, dropout: bool, cache: DynamicCache | None) -> tuple[Prompt, Tensor]:
         """One pass over prompt and thought together: where it ended, and the hidden states."""
         prompt = _appended(self.backbone.prompt(inputs), self.backbone.embed_tokens(thoughts.token_ids), thoughts.mask)
         mask = torch.cat([inputs.attention_mask, thoughts.mask], dim=1)

@@ -24,7 +24,9 @@ class RoutingGate(nn.Module):
     def __init__(self, hidden_size: int, *, gate_hidden_size: int = 128, threshold: float = 0.5) -> None:
         super().__init__()
         if not 0.0 <= threshold <= 1.0:
-            raise ConfigError(f"gate.threshold is {threshold}, but it is compared with a probability: choose a value from 0 (always think) to 1 (never think).")
+            raise ConfigError(
+                f"gate.threshold is {threshold}, but it is compared with a probability: choose a value from 0 (always think) to 1 (never think)."
+            )
         self.threshold = threshold
         self.curve: list[dict[str, float]] = []
         self.hidden_size = hidden_size
@@ -46,4 +48,4 @@ class RoutingGate(nn.Module):
 
     def probability(self, state: Tensor) -> Tensor:
         """`forward` as a probability, ``(B,)``."""
-        return self(state).sigmoid()
+        return self.forward(state).sigmoid()

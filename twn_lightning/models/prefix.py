@@ -75,14 +75,24 @@ class Prefix:
         )
 
 
+def cache_tensors(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of each layer, each ``(B, heads, S, head size)``."""
+    pairs = []
+    for layer in cache.layers:
+        assert isinstance(layer, DynamicLayer)
+        assert layer.keys is not None
+        assert layer.values is not None
+        pairs.append((layer.keys, layer.values))
+    return pairs
+
+
 def mapped_cache(cache: DynamicCache, change: Callable[[Tensor], Tensor]) -> DynamicCache:
-    """A cache whose keys and values, each ``(B, heads, S, head size)``, are those of the given one, changed; the given one stays."""
+    """A cache whose keys and values are those of the given one, changed; the given one stays."""
     result = DynamicCache()
-    for old in cache.layers:
-        assert isinstance(old, DynamicLayer) and old.keys is not None and old.values is not None
-        layer = DynamicLayer()
-        layer.lazy_initialization(old.keys, old.values)
-        layer.keys, layer.values = change(old.keys), change(old.values)
+    for keys, values in cache_tensors(cache):
+        layer = DynamicLayer()  # type: ignore[no-untyped-call]
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = change(keys), change(values)
         result.layers.append(layer)
     return result
 

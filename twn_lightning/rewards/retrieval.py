@@ -28,10 +28,7 @@ def retrieval_margin(rollout: Tensor, target: Tensor, positive: Tensor, mask: Te
     scores = _scores(rollout, target)
     positive_score = _at(scores, positive)
     others = scores.masked_fill(_left_out(positive, mask, target.shape[0])[:, None, :], -torch.inf)
-    if temperature == 0.0:
-        hardest = others.amax(dim=2)
-    else:
-        hardest = ((others / temperature).softmax(dim=2) * scores).sum(dim=2)
+    hardest = others.amax(dim=2) if temperature == 0.0 else ((others / temperature).softmax(dim=2) * scores).sum(dim=2)
     has_others = (others > -torch.inf).any(dim=2)
     return torch.where(has_others, positive_score - hardest, positive_score)
 

@@ -95,6 +95,7 @@ class StageModule(LightningModule, ABC, Generic[BatchT]):
         """Batches this rank has trained on; unlike `global_step`, it counts each batch of an accumulated step."""
         self.strict_loading = False
         model.set_trainable(*self.trains)
+        self.train()  # pretrained models load in eval mode, and Lightning leaves them in it
 
     def setup(self, stage: str) -> None:
         """Leaves the conversion of a batch to the model.
@@ -195,7 +196,7 @@ class StageModule(LightningModule, ABC, Generic[BatchT]):
         return not scaled and all(parameter.device.type in {"cpu", "cuda"} for parameter in parameters)
 
     def _not_finite(self, batch: BatchT, output: StepOutput) -> str:
-        parts = ", ".join(f"{name} {float(value):.4g}" for name, value in {"loss": output.loss, **output.metrics}.items())
+        parts = ", ".join(f"{name} {float(value.detach()):.4g}" for name, value in {"loss": output.loss, **output.metrics}.items())
         origin = f" (source {batch.source!r}, first keys {list(batch.keys[:3])})" if isinstance(batch, PairBatch) else ""
         return (
             f"Stage {self.stage}, step {self.trainer.global_step}: the loss is not finite on this batch{origin}: {parts}. "

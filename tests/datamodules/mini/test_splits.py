@@ -35,7 +35,9 @@ def test_no_held_out_drawing_is_trained() -> None:
 @pytest.mark.parametrize("name", ["FlagCapital", "DigitSum", "SceneNext", "ClipSum", "PageByCapital"])
 def test_composing_tasks_never_train_the_subject_they_test(name: str) -> None:
     asked = 3 if name == "SceneNext" else (1 if name in ("FlagCapital", "PageByCapital") else 2)
-    subjects = {split: {tuple(sorted(subject[:asked])) if asked == 3 else subject[:asked] for subject in TASKS[name].subjects(split)} for split in SPLITS}
+    subjects = {
+        split: {tuple(sorted(subject[:asked])) if asked == 3 else subject[:asked] for subject in TASKS[name].subjects(split)} for split in SPLITS
+    }
     assert subjects["test"] and not subjects["train"] & subjects["test"]
     assert not subjects["train"] & subjects["validation"]
 
@@ -65,5 +67,5 @@ def test_every_task_has_its_labels_among_its_candidates(split: str) -> None:
             assert len(set(offered)) == len(offered)
 
 
-def test_every_test_task_asks_at_least_ninety_queries() -> None:
-    assert min(len(task.subjects("test")) * task.repeats for task in TASKS.values()) >= 90
+def test_every_test_task_asks_at_least_fifty_queries() -> None:
+    assert min(len(task.subjects("test")) * task.repeats for task in TASKS.values()) >= 50

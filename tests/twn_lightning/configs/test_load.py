@@ -24,7 +24,10 @@ def test_later_settings_win(tmp_path: Path) -> None:
 
 def test_lists_and_mappings_can_be_overridden() -> None:
     config = load(
-        "data.weights.DigitSum=2", "evaluation.modes=[never, auto]", "data.sources=[{options: {path: my.jsonl}, weight: 3}]", "stages.gate.optim.betas=[0.5, 0.9]"
+        "data.weights.DigitSum=2",
+        "evaluation.modes=[never, auto]",
+        "data.sources=[{options: {path: my.jsonl}, weight: 3}]",
+        "stages.gate.optim.betas=[0.5, 0.9]",
     )
     assert config.data.weights == {"DigitSum": 2.0}
     assert config.evaluation.modes == ("never", "auto")

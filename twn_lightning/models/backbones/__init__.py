@@ -16,7 +16,9 @@ FAMILIES = {"qwen3_vl": "twn_lightning.models.backbones.qwen3_vl"}
 """`model_type` to the module with that family's `load_backbone` and `load_processor`."""
 
 
-def load_backbone(path: str | Path, *, dtype: str = "float32", attn_implementation: str = "sdpa", options: ProcessorOptions | None = None) -> Backbone:
+def load_backbone(
+    path: str | Path, *, dtype: str = "float32", attn_implementation: str = "sdpa", options: ProcessorOptions | None = None
+) -> Backbone:
     """A frozen pretrained model with its processor.
 
     Args:
@@ -43,8 +45,10 @@ def load_processor(path: str | Path, *, options: ProcessorOptions | None = None)
 def _family(path: str | Path) -> Family:
     model_type = _model_type(path)
     if model_type not in FAMILIES:
-        raise ConfigError(f"The backbone {path} is of the family {model_type!r}; supported: {', '.join(FAMILIES)}. Each is one file in models/backbones.")
-    family: Family = importlib.import_module(FAMILIES[model_type])  # type: ignore[assignment]
+        raise ConfigError(
+            f"The backbone {path} is of the family {model_type!r}; supported: {', '.join(FAMILIES)}. Each is one file in models/backbones."
+        )
+    family: Family = importlib.import_module(FAMILIES[model_type])
     return family
 
 

@@ -50,15 +50,16 @@ class Qwen3VLBackbone(nn.Module):
         super().__init__()
         self.path = path
         self.processor = processor
-        self.model = model.requires_grad_(False).eval()
-        self._sdpa = model.config.text_config._attn_implementation == "sdpa"
+        self.model = model
+        self.model.requires_grad_(False).train(False)
+        self._sdpa = model.config.get_text_config()._attn_implementation == "sdpa"
         for block in model.model.visual.blocks:
             block.attn.__class__ = GroupedVisionAttention
 
     @property
     def hidden_size(self) -> int:
         """Width of the language model."""
-        return int(self.model.config.text_config.hidden_size)
+        return int(self.model.config.get_text_config().hidden_size)
 
     def lora_targets(self, names: Sequence[str]) -> str:
         """See `Backbone.lora_targets`."""
@@ -156,7 +157,7 @@ class GroupedVisionAttention(Qwen3VLVisionAttention):
         query, key = apply_rotary_pos_emb_vision(states[0], states[1], *position_embeddings)
         attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
         starts, lengths = cu_seqlens[:-1], cu_seqlens.diff()
-        distinct = lengths.unique().tolist()
+        distinct = torch.unique(lengths).tolist()
         if len(distinct) == 1:
             output = self._together(attend, query, key, states[2], distinct[0])
         else:

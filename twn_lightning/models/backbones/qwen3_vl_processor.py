@@ -1,13 +1,13 @@
 """Prompts and chains of thought for the Qwen3-VL family.
 
-The checkpoint's own tokenizer, chat template and picture processors decide every number. They are called in parts, a group of equal pictures at a time,
-because the whole HF processor costs milliseconds a picture in bookkeeping; a test holds the result against it.
+The checkpoint's own tokenizer, chat template and picture processors decide every number. They are called in parts, a group of equal
+pictures at a time, because the whole HF processor costs milliseconds a picture in bookkeeping; a test holds the result against it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -44,7 +44,7 @@ class Qwen3VLProcessor:
 
     def __init__(self, path: str, options: ProcessorOptions) -> None:
         try:
-            processor = AutoProcessor.from_pretrained(path)
+            processor = AutoProcessor.from_pretrained(path)  # type: ignore[no-untyped-call]
         except (OSError, ValueError) as error:
             raise ConfigError(f"No processor can be loaded from {path}: {error}") from error
         self.options = options
@@ -86,7 +86,10 @@ class Qwen3VLProcessor:
         limit = self.options.max_prompt_tokens
         for item, row in zip(items, rows, strict=True):
             if limit is not None and len(row) > limit:
-                raise DataError(f"The prompt of {_shown(item)} is {len(row)} tokens long; max_prompt_tokens allows {limit}. Shorten the text, lower max_pixels, or raise the limit.")
+                raise DataError(
+                    f"The prompt of {_shown(item)} is {len(row)} tokens long; max_prompt_tokens allows {limit}. "
+                    "Shorten the text, lower max_pixels, or raise the limit."
+                )
         input_ids, attention_mask = self._padded(rows, left=self.options.padding_side == "left")
         return Inputs(
             input_ids=input_ids,
@@ -108,9 +111,9 @@ class Qwen3VLProcessor:
                 raise DataError("A chain of thought is empty. Give it words, or leave the whole column out.")
             _refuse_markers(text, "chain of thought")
         rows = [[self.think_open_id, *row, self.think_close_id] for row in self._token_ids(stripped)]
-        longest = max(len(row) for row in rows) - 1
-        if longest > self.options.max_thought_tokens:
-            raise DataError(f"A chain of thought is {longest} tokens long; max_thought_tokens allows {self.options.max_thought_tokens}. Shorten it or raise the limit.")
+        longest, limit = max(len(row) for row in rows) - 1, self.options.max_thought_tokens
+        if longest > limit:
+            raise DataError(f"A chain of thought is {longest} tokens long; max_thought_tokens allows {limit}. Shorten it or raise the limit.")
         token_ids, mask = self._padded(rows, left=False)
         return Thoughts(token_ids=token_ids, mask=mask)
 
@@ -165,7 +168,9 @@ class Qwen3VLProcessor:
             )
             parts = rendered.split(_TEXT_HERE)
             if len(parts) != 2 or parts[0].count(IMAGE) != num_images or parts[0].count(VIDEO) != int(has_video):
-                raise ConfigError("The tokenizer's chat template must render each image, then the video, then the text of the user's turn, each once.")
+                raise ConfigError(
+                    "The tokenizer's chat template must render each image, then the video, then the text of the user's turn, each once."
+                )
             self._templates[key] = (parts[0], parts[1])
         return self._templates[key]
 
@@ -233,7 +238,7 @@ class Qwen3VLProcessor:
         values, *grid = tool.patchify(normalised, tool.patch_size, tool.merge_size, tool.temporal_patch_size)
         return values, list(grid)
 
-    def _size(self, default: SizeDict, num_frames: int) -> SizeDict:
+    def _size(self, default: Mapping[str, int], num_frames: int) -> SizeDict:
         low, high = self.options.min_pixels, self.options.max_pixels
         return SizeDict(
             shortest_edge=default["shortest_edge"] if low is None else low * num_frames,

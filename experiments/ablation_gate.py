@@ -1,0 +1,140 @@
+"""python -m experiments.ablation_gate --run mini
+
+On a finished run: never, always, auto and oracle on every test task, and a sweep over the gate's threshold, all from one encoding of each
+task. Prints both tables, leaves them with the figure in the run's folder under ablation_gate/, and makes one nested MLflow run for each
+mode and threshold, so that they can be compared in the UI. Takes as long as one evaluation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from experiments.command_line import add_settings, new_parser, prepare_process, require_finished, run_command, settings
+from experiments.runs import RunFolder, write_atomically
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from experiments.tracking import Tracking
+    from twn_lightning.configs.run import RunConfig
+    from twn_lightning.evaluation.evaluate import SweepPoint
+    from twn_lightning.evaluation.report import Report
+
+SHOWN = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Check the arguments without torch, then compare.
+
+    Raises:
+        TwnError: Something the user can mend.
+    """
+    parser = new_parser("ablation_gate", __doc__)
+    add_settings(parser)
+    config = settings(parser.parse_intermixed_args(arguments))
+    folder = require_finished(config)
+    prepare_process()
+    compare(config, folder)
+
+
+def compare(config: RunConfig, folder: RunFolder) -> list[SweepPoint]:
+    """Encode the test tasks once and score every mode and threshold.
+
+    Args:
+        config: The run's settings.
+        folder: The run's folder.
+
+    Returns:
+        The mean sweep over all tasks, one point for each threshold.
+    """
+    from experiments.build import build_model, build_tasks, data_tags, inference_device
+    from experiments.display import show
+    from experiments.gating import THRESHOLDS, encode_tasks, mean_sweep
+    from experiments.results import make_report, save_report, show_report
+    from experiments.tracking import Tracking, environment_tags
+    from twn_lightning.checkpoints import load_bundle_into
+    from twn_lightning.evaluation.evaluate import MODES, evaluate_encoded
+    from twn_lightning.evaluation.figures import quality_against_tokens
+
+    last = folder.last_done()
+    assert last is not None
+    model = build_model(config).to(inference_device(config))
+    load_bundle_into(model, folder.bundle(last))
+    tasks = build_tasks(config, "test", max_queries=config.evaluation.max_queries)
+    encoded = encode_tasks(config, model, tasks)
+    threshold = model.gate.threshold
+    results = [evaluate_encoded(each.task, each.queries, each.candidates, modes=MODES, threshold=threshold) for each in encoded]
+    report = make_report(tasks, results, {"run": config.name, "bundle": last.name, "threshold": f"{threshold:.2f}", **environment_tags(config)})
+    points = mean_sweep(encoded, THRESHOLDS)
+    references: dict[str, tuple[float, float]] = {
+        mode: (float(sum(result.modes[mode].reasoning_tokens for result in results)), _kind_mean(report, mode)) for mode in MODES
+    }
+    figure = quality_against_tokens(points, references=references, title=f"test tasks, run {config.name}")
+    path = folder.path / "ablation_gate"
+    save_report(report, tasks, results, path, {"quality_against_tokens.png": figure})
+    table = sweep_table(points, threshold)
+    write_atomically(path / "sweep.md", sweep_markdown(points))
+    with Tracking(config, folder.path, data_tags(config)).running() as tracking:
+        _log(report, points, tracking)
+        tracking.parent.log_figure("figures/ablation_gate.png", figure)
+        tracking.parent.log_artifact(path / "sweep.md", "ablation_gate")
+    show_report(report, f"Gate ablation, run {config.name}, threshold {threshold:.2f}")
+    show(table)
+    return points
+
+
+def sweep_table(points: Sequence[SweepPoint], threshold: float) -> Table:
+    """The sweep for the terminal, every tenth of a threshold and the chosen one."""
+    from rich.table import Table
+
+    table = Table(title="Threshold sweep: mean over kinds of tasks", title_justify="left")
+    for heading in ("threshold", "score", "think rate", "reasoning tokens"):
+        table.add_column(heading, justify="right")
+    for point in points:
+        chosen = abs(point.threshold - threshold) < 1e-9
+        if chosen or any(abs(point.threshold - shown) < 1e-9 for shown in SHOWN):
+            mark = " ← chosen on validation" if chosen else ""
+            table.add_row(f"{point.threshold:.2f}{mark}", f"{point.score:.1f}", f"{point.think_rate:.2f}", f"{point.reasoning_tokens:,}")
+    return table
+
+
+def sweep_markdown(points: Sequence[SweepPoint]) -> str:
+    """The whole sweep as a Markdown table."""
+    lines = ["| threshold | score | think rate | reasoning tokens |", "|---:|---:|---:|---:|"]
+    lines += [f"| {point.threshold:.2f} | {point.score:.2f} | {point.think_rate:.3f} | {point.reasoning_tokens} |" for point in points]
+    return "\n".join(lines) + "\n"
+
+
+def _kind_mean(report: Report, mode: str) -> float:
+    kinds = dict.fromkeys(row.kind for row in report.rows)
+    means = []
+    for kind in kinds:
+        scores = [dict(row.scores)[mode] for row in report.rows if row.kind == kind]
+        means.append(sum(scores) / len(scores))
+    return sum(means) / len(means)
+
+
+def _log(report: Report, points: Sequence[SweepPoint], tracking: Tracking) -> None:
+    for mode in ("never", "always", "auto", "oracle"):
+        logger = tracking.child(f"ablation_gate/{mode}", {"ablation": "gate", "variant": mode})
+        rows = [*report.rows, *(group.row for group in report.groups())]
+        logger.log_metrics({f"test/{row.name}/score": dict(row.scores)[mode] for row in rows})
+        logger.log_metrics({f"test/{row.name}/tokens_per_query": dict(row.tokens_per_query)[mode] for row in rows})
+        logger.finalize("success")
+    sweep = tracking.child("ablation_gate/sweep", {"ablation": "gate", "variant": "threshold sweep"})
+    for number, point in enumerate(points):
+        numbers = {f"sweep/{name}": float(value) for name, value in dataclasses.asdict(point).items()}
+        sweep.log_metrics(numbers, step=number)
+        if any(abs(point.threshold - shown) < 1e-9 for shown in SHOWN):
+            variant = f"threshold_{point.threshold:.1f}"
+            logger = tracking.child(f"ablation_gate/{variant}", {"ablation": "gate", "variant": variant})
+            logger.log_metrics(numbers)
+            logger.finalize("success")
+    sweep.finalize("success")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

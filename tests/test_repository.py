@@ -1,0 +1,47 @@
+"""What a stranger finds: targets, pins that agree, a CI script that runs the README's test command."""
+
+import configparser
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TARGETS = (
+    "train", "train-stage1", "train-stage2", "train-stage3", "train-stage4", "evaluate", "ablations", "ablation-gate", "bench-stage1", "mlflow-ui",
+    "test", "check", "format",
+)  # fmt: skip
+
+
+def test_make_help_lists_every_target() -> None:
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not [target for target in TARGETS if f"make {target} " not in shown]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_stage_targets_name_their_own_stage(number: int) -> None:
+    shown = subprocess.run(["make", "-n", f"train-stage{number}", "RUN=r"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"-m experiments.train stage{number} --config mini --profile cpu --run r" in shown
+
+
+def test_constraints_satisfy_every_exact_pin() -> None:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    wanted = parser["options"]["install_requires"] + "".join(parser["options.extras_require"].values())
+    pins = dict(re.findall(r"^([\w-]+)==([\w.]+)", wanted.replace("\n    ", "\n"), flags=re.MULTILINE))
+    frozen = {
+        name.lower().replace("_", "-"): version for name, version in re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    }
+    assert pins["torch"] == "2.13.0"
+    assert {name: frozen.get(name.lower()) for name in pins} == pins
+
+
+def test_no_index_is_written_down() -> None:
+    for name in ("Makefile", "constraints.txt", "pyproject.toml", ".ci/run"):
+        assert not re.search(r"https?://|index-url [^$]*://", (ROOT / name).read_text()), name
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    assert "make test" in (ROOT / "README.md").read_text()
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("exec make test")

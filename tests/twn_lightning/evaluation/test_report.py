@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from twn_lightning.errors import DataError
+from twn_lightning.evaluation import figures
+from twn_lightning.evaluation.evaluate import Mode, ModeResult, SweepPoint, TaskResult
+from twn_lightning.evaluation.report import Report, TaskLabel, task_labels, write_prediction_files
+from twn_lightning.metrics.gate import reliability_bins
+
+
+def mode(score: float, *, tokens: int = 0, rate: float = 0.0, ties: float = 0.0) -> ModeResult:
+    return ModeResult(
+        score=score,
+        values=(score / 100, score / 100),
+        tie_rate=ties,
+        query_think_rate=rate,
+        candidate_think_rate=rate,
+        query_reasoning_tokens=tokens,
+        candidate_reasoning_tokens=0,
+        top=(("a", "b"), ("b", "a")),
+        metrics={"hit@1": score / 100, "ndcg_linear@5": 0.5},
+    )
+
+
+def result(name: str, *, kind: str, scores: tuple[float, float, float, float], modality: str = "image") -> TaskResult:
+    never, always, auto, oracle = scores
+    return TaskResult(
+        name=name,
+        modality=modality,
+        subgroup=f"{modality}_ret",
+        kind=kind,
+        metric="hit@1",
+        scope="global",
+        num_queries=2,
+        num_candidates=4,
+        think_sides="both",
+        threshold=0.5,
+        seconds=2.0,
+        modes={
+            "never": mode(never, ties=0.25),
+            "always": mode(always, tokens=40, rate=1.0),
+            "auto": mode(auto, tokens=10, rate=0.25),
+            "oracle": mode(oracle, tokens=8, rate=0.2),
+        },
+    )
+
+
+RESULTS = [
+    result("sums", kind="composing", scores=(20.0, 80.0, 78.0, 90.0)),
+    result("flags", kind="plain", scores=(60.0, 50.0, 60.0, 70.0)),
+    result("clips", kind="plain", scores=(40.0, 30.0, 40.0, 50.0), modality="video"),
+]
+MISSING = TaskLabel(name="pages", kind="plain", modality="visdoc", subgroup="visdoc_ret")
+
+
+def test_groups_are_plain_means_over_tasks() -> None:
+    report = Report.from_results(RESULTS)
+    assert report.group("plain").row.scores == pytest.approx({"never": 50.0, "always": 40.0, "auto": 50.0, "oracle": 60.0})
+    assert report.group("all").row.scores["always"] == pytest.approx(160 / 3)
+    assert report.group("image").num_tasks == 2
+    assert [group.row.name for group in report.groups()] == ["composing", "plain", "image_ret", "video_ret", "image", "video", "all"]
+    assert report.group("all").row.tokens_per_query["always"] == 20.0
+    with pytest.raises(DataError, match='no group "audio"'):
+        report.group("audio")
+
+
+def test_a_mean_that_lacks_tasks_says_so() -> None:
+    report = Report.from_results(RESULTS, expected=[*task_labels(RESULTS), MISSING])
+    assert report.group("all").label == "all, incomplete (3 of 4)"
+    assert report.group("plain").label == "plain, incomplete (2 of 3)"
+    assert report.group("composing").label == "composing (mean of 1)"
+    assert "Missing: pages." in report.markdown()
+
+
+def test_a_mode_that_one_task_lacks_has_no_mean() -> None:
+    modes: dict[Mode, ModeResult] = {"never": RESULTS[0].modes["never"]}
+    report = Report.from_results([dataclasses.replace(RESULTS[0], modes=modes), RESULTS[1]])
+    assert set(report.group("all").row.scores) == {"never"}
+    assert "| sums | composing | hit@1 | 20.0 | – | – | – | – | – (–) | 25.0 |" in report.markdown()
+
+
+def test_the_table_holds_the_columns_a_reader_wants() -> None:
+    lines = Report.from_results(RESULTS, provenance={"bundle": "abc123"}).markdown().splitlines()
+    assert lines[0] == "| task | kind | metric | never | always | auto | oracle | think rate | tokens/query | ties % |"
+    assert lines[2] == "| sums | composing | hit@1 | 20.0 | 80.0 | 78.0 | 90.0 | 0.25 | 5.0 (20.0) | 25.0 |"
+    assert lines[-1] == "* bundle: abc123"
+
+
+def test_json_round_trip_is_exact() -> None:
+    report = Report.from_results(RESULTS, expected=[*task_labels(RESULTS), MISSING], provenance={"split": "test"})
+    assert Report.from_json(report.to_json()) == report
+    with pytest.raises(DataError, match="not a report"):
+        Report.from_json('{"rows": [{}]}')
+
+
+def test_a_task_cannot_count_twice() -> None:
+    with pytest.raises(DataError, match="same task"):
+        Report.from_results([RESULTS[0], RESULTS[0]])
+
+
+def test_prediction_files_can_be_scored_by_vlm2vec(tmp_path: Path) -> None:
+    labels = [{"a": 1.0}, {"a": 2.0, "b": 1.0}]
+    predictions, score = write_prediction_files(tmp_path / "new", RESULTS[0], labels, mode="always", keys=["x", "y"])
+    lines = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
+    assert lines[1] == {"prediction": ["b", "a"], "label": ["a", "b"], "rel_scores": [2.0, 1.0], "query": "y"}
+    figures_written = json.loads(score.read_text(encoding="utf-8"))
+    assert (predictions.name, score.name) == ("sums_pred.jsonl", "sums_score.json")
+    assert (figures_written["hit@1"], figures_written["ndcg_linear@5"], figures_written["num_data"]) == (0.8, 0.5, 2)
+    with pytest.raises(DataError, match="in mode sometimes"):
+        write_prediction_files(tmp_path, RESULTS[0], labels, mode="sometimes")
+    blocked = tmp_path / "file"
+    blocked.write_text("", encoding="utf-8")
+    with pytest.raises(DataError, match="cannot be written"):
+        write_prediction_files(blocked, RESULTS[0], labels, mode="always")
+
+
+def heights(figure: Figure) -> list[float]:
+    return [patch.get_height() for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
+
+
+def test_figures_are_drawn_from_the_numbers_given() -> None:
+    gain = torch.tensor([-1.0, 0.0, 0.5, 2.0])
+    histogram = figures.gain_histogram(gain, margin=0.1, dead_zone=0.05)
+    assert "thinking helps 50 %" in histogram.axes[0].get_title()
+    assert sum(heights(histogram)[:60]) == 4
+    diagram = figures.reliability_diagram(reliability_bins(torch.tensor([0.1, 0.9]), torch.tensor([0, 1])))
+    assert "0.100" in diagram.axes[0].get_title()
+    points = [SweepPoint(0.0, 50.0, 1.0, 90), SweepPoint(1.0, 40.0, 0.0, 0)]
+    curve = figures.quality_against_tokens(points, references={"always": (90.0, 50.0)})
+    assert np.asarray(curve.axes[0].lines[0].get_xdata()).tolist() == [0, 90]
+    bars = figures.task_bars(Report.from_results(RESULTS))
+    assert heights(bars)[:3] == [20.0, 60.0, 40.0]
+    for figure in (histogram, diagram, curve, bars):
+        figure.savefig(BytesIO(), format="png")

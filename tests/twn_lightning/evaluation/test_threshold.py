@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from twn_lightning.errors import ConfigError, DataError
+from twn_lightning.evaluation.self_label import fit_threshold, threshold_for_budget
+
+PROBABILITY = torch.tensor([0.2, 0.4, 0.6, 0.8])
+GAIN = torch.tensor([-4.0, -1.0, 1.0, 3.0])
+TOKENS = torch.tensor([10, 20, 30, 40])
+
+
+def test_the_curve_and_the_best_threshold_by_hand() -> None:
+    fit = fit_threshold(PROBABILITY, GAIN, TOKENS)
+    assert [point.threshold for point in fit.curve] == pytest.approx([0.0, 0.3, 0.5, 0.7, 1.0])
+    assert [point.quality for point in fit.curve] == pytest.approx([-0.25, 0.75, 1.0, 0.75, 0.0])
+    assert [point.reasoning_tokens for point in fit.curve] == [25.0, 22.5, 17.5, 10.0, 0.0]
+    assert [point.think_rate for point in fit.curve] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert fit.threshold == pytest.approx(0.5)
+    assert fit.as_dicts()[0] == {"threshold": 0.0, "quality": -0.25, "reasoning_tokens": 25.0, "think_rate": 1.0}
+
+
+def test_a_token_price_and_a_budget_choose_cheaper_thresholds() -> None:
+    fit = fit_threshold(PROBABILITY, GAIN, TOKENS, token_price=0.04)  # 1.0 - 0.7 against 0.75 - 0.4
+    assert fit.threshold == pytest.approx(0.7)
+    assert threshold_for_budget(fit.curve, max_reasoning_tokens=12) == pytest.approx(0.7)
+    assert threshold_for_budget(fit.curve, max_reasoning_tokens=0) == 1.0
+    with pytest.raises(ConfigError, match="the cheapest costs 25"):
+        threshold_for_budget(fit.curve[:1], max_reasoning_tokens=12)
+
+
+def test_of_equally_good_thresholds_the_one_that_thinks_least_is_chosen() -> None:
+    assert fit_threshold(PROBABILITY, torch.zeros(4), TOKENS).threshold == 1.0
+    assert fit_threshold(PROBABILITY, torch.ones(4), TOKENS).threshold == 0.0
+
+
+def test_the_curve_keeps_to_its_number_of_points() -> None:
+    probability = torch.rand(500, generator=torch.Generator().manual_seed(0))
+    fit = fit_threshold(probability, torch.randn(500), torch.ones(500), max_points=11)
+    assert len(fit.curve) == 11
+    assert (fit.curve[0].think_rate, fit.curve[-1].think_rate) == (1.0, 0.0)
+    rates = [point.think_rate for point in fit.curve]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_nothing_to_choose_on_is_an_error() -> None:
+    with pytest.raises(DataError, match="no held-out input"):
+        fit_threshold(torch.zeros(0), torch.zeros(0), torch.zeros(0))

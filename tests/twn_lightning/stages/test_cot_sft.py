@@ -1,0 +1,98 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from twn_lightning.batches import PairBatch
+from twn_lightning.errors import DataError
+from twn_lightning.models.dual_lora import DualLoRAModel
+from twn_lightning.stages.base import OptimSpec
+from twn_lightning.stages.contrastive import ContrastiveStage
+from twn_lightning.stages.cot_sft import CotSftStage, CotSftWeights
+
+OPTIM = OptimSpec(learning_rate=1e-2, total_steps=30)
+
+
+def touched(model: DualLoRAModel) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.grad is not None and bool(parameter.grad.any())}
+
+
+def test_cross_entropy_trains_the_reasoning_adapter_alone(tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch]) -> None:
+    weights = CotSftWeights(cot=1.0, discriminative=0.0, generative=0.0, mixed=0.0)
+    CotSftStage(tiny_model, OPTIM, weights=weights).step(make_batch(tiny_model)).loss.backward()
+    # The last layer's query and output sides see the thought's tokens, so every reasoning tensor takes part.
+    assert touched(tiny_model) == set(tiny_model.named_part_parameters("reasoning"))
+
+
+@pytest.mark.parametrize("part", ["discriminative", "generative", "mixed"])
+def test_info_nce_trains_embedding_adapter_and_queries_alone(part: str, tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch]) -> None:
+    weights = CotSftWeights(**{"cot": 0.0, "discriminative": 0.0, "generative": 0.0, "mixed": 0.0, part: 1.0})
+    CotSftStage(tiny_model, OPTIM, temperature=0.1, weights=weights).step(make_batch(tiny_model)).loss.backward()
+    assert touched(tiny_model) == set(tiny_model.named_part_parameters("embedding", "queries"))
+
+
+def test_without_the_detach_info_nce_reaches_the_reasoning_adapter_too(
+    make_model: Callable[..., DualLoRAModel], make_batch: Callable[..., PairBatch]
+) -> None:
+    model = make_model(detach=False)
+    weights = CotSftWeights(cot=0.0, discriminative=0.0, generative=1.0, mixed=0.0)
+    CotSftStage(model, OPTIM, temperature=0.1, weights=weights).step(make_batch(model)).loss.backward()
+    assert touched(model) & set(model.named_part_parameters("reasoning"))
+
+
+def test_loss_is_the_weighted_sum_of_the_logged_parts(tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch]) -> None:
+    weights = CotSftWeights(cot=0.5, discriminative=2.0, generative=3.0, mixed=0.25)
+    output = CotSftStage(tiny_model, OPTIM, temperature=0.1, weights=weights).step(make_batch(tiny_model))
+    parts = {name: output.metrics[f"loss_{name}"].item() for name in ("cot", "disc", "gen", "mixed")}
+    assert output.loss.item() == pytest.approx(0.5 * parts["cot"] + 2 * parts["disc"] + 3 * parts["gen"] + 0.25 * parts["mixed"], rel=1e-5)
+    assert {"token_accuracy", "hit_at_1_disc", "hit_at_1_gen"} <= output.metrics.keys()
+
+
+def test_discriminative_part_is_stage_one_on_the_same_batch(tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch]) -> None:
+    batch = make_batch(tiny_model)
+    joint = CotSftStage(tiny_model, OPTIM, temperature=0.1).step(batch).metrics
+    alone = ContrastiveStage(tiny_model, OPTIM, temperature=0.1).step(batch)
+    assert joint["loss_disc"].item() == pytest.approx(alone.loss.item(), rel=1e-4)
+    assert joint["hit_at_1_disc"] == alone.metrics["hit_at_1"]
+
+
+def test_a_side_without_thoughts_stays_discriminative(tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch]) -> None:
+    batch = make_batch(tiny_model)
+    metrics = CotSftStage(tiny_model, OPTIM, temperature=0.1).step(replace(batch, positive_thoughts=None)).metrics
+    # generative query against (discriminative) positive is one half of the mixed term, discriminative against discriminative the other
+    assert metrics["loss_mixed"].item() == pytest.approx((metrics["loss_gen"].item() + metrics["loss_disc"].item()) / 2, rel=1e-5)
+
+
+def test_a_batch_without_any_thought_is_refused(tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch]) -> None:
+    batch = replace(make_batch(tiny_model), query_thoughts=None, positive_thoughts=None)
+    with pytest.raises(DataError, match="source 'mixed' has none"):
+        CotSftStage(tiny_model, OPTIM).step(batch)
+
+
+def test_training_teaches_thoughts_and_both_embeddings(tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch]) -> None:
+    stage = CotSftStage(tiny_model, OPTIM, temperature=0.1)
+    batch = make_batch(tiny_model)
+    optimizer = stage.configure_optimizers()["optimizer"]
+    first = stage.step(batch).metrics
+    for _ in range(25):
+        optimizer.zero_grad()
+        stage.step(batch).loss.backward()
+        optimizer.step()
+    last = stage.step(batch).metrics
+    assert all(last[name] < first[name] / 2 for name in ("loss_cot", "loss_disc", "loss_gen", "loss_mixed"))
+    assert last["token_accuracy"] > first["token_accuracy"] + 0.3
+    assert last["hit_at_1_disc"] == last["hit_at_1_gen"] == 1.0
+
+
+def test_gradient_checkpointing_changes_nothing(make_model: Callable[..., DualLoRAModel], make_batch: Callable[..., PairBatch]) -> None:
+    gradients = []
+    for recompute in (False, True):
+        model = make_model()
+        stage = CotSftStage(model, OPTIM, temperature=0.1)
+        if recompute:
+            model.enable_gradient_checkpointing()
+        stage.step(make_batch(model)).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
