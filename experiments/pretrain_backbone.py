@@ -177,12 +177,12 @@ class Pretraining(LightningModule):
 
     def train_dataloader(self) -> DataLoader[CaptionBatch]:
         batches = CaptionBatches(self.folder, "train", seed=self.seed, batch_size=BATCH_SIZE, tower_steps=self.tower_steps)
-        return DataLoader(batches, batch_size=None, sampler=range(self.trainer.global_step, self.num_steps))  # type: ignore[arg-type]
+        return DataLoader(batches, batch_size=None, sampler=range(self.trainer.global_step, self.num_steps))
 
     def val_dataloader(self) -> DataLoader[CaptionBatch]:
         kinds = [kind for kind in KINDS for _ in range(2)]
         batches = CaptionBatches(self.folder, "validation", seed=self.seed + 1, batch_size=BATCH_SIZE, kinds=kinds)
-        return DataLoader(batches, batch_size=None, sampler=range(len(kinds)))  # type: ignore[arg-type]
+        return DataLoader(batches, batch_size=None, sampler=range(len(kinds)))
 
     def transfer_batch_to_device(self, batch: CaptionBatch, device: torch.device, dataloader_idx: int) -> CaptionBatch:
         return CaptionBatch(inputs=batch.inputs.to(device), answers=batch.answers.to(device), shown=batch.shown.to(device), kind=batch.kind)
@@ -230,7 +230,7 @@ def pretrain(folder: Path, *, num_steps: int, tower_steps: int, seed: int, stop_
     last = checkpoints / "last.ckpt"
     trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True)
     if module.global_step == num_steps:
-        module.causal_lm.save_pretrained(folder)  # type: ignore[operator]
+        module.causal_lm.save_pretrained(folder)
         trainer.validate(module)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from datamodules.mini import render, sentences
-from datamodules.mini.assets import STYLES, Country, Style, all_names, concepts, countries
-from datamodules.mini.splits import Split, country_split, drawing_split, scene_concepts, train_drawings, triple_split
+from datamodules.mini.assets import Style, all_names, concepts, countries
+from datamodules.mini.splits import Split, country_split, drawing_split, scene_concepts, triple_split
 from datamodules.mini.tasks import TASKS
 from twn_lightning.batches import Item
 
@@ -43,21 +43,22 @@ INSTRUCTIONS = {
 
 def object_example(split: Split, rng: np.random.Generator) -> Example:
     """A drawing and its name, at either size."""
-    name, style = _drawing(split, rng)
-    concept = next(concept for concept in concepts() if concept.name == name)
-    return _shown("object", render.object_picture(concept, style, _augment(split, rng)), sentences.thing(name), name, rng)
+    concept = _pick(concepts() if split == "train" else drawing_split()[split], rng)
+    picture = render.object_picture(concept, _style(split), _augment(split, rng))
+    return _shown("object", picture, sentences.thing(concept.name), concept.name, rng)
 
 
 def crop_example(split: Split, rng: np.random.Generator) -> Example:
     """A scene concept at the size it has in scenes."""
-    concept, style = _pick(scene_concepts(), rng), _pick(STYLES, rng)
-    return _shown("crop", render.object_picture(concept, style, _augment(split, rng), size=render.CROP_SIZE), sentences.thing(concept.name), concept.name, rng)
+    concept = _pick(scene_concepts(), rng)
+    picture = render.object_picture(concept, "twemoji", _augment(split, rng), size=render.CROP_SIZE)
+    return _shown("crop", picture, sentences.thing(concept.name), concept.name, rng)
 
 
 def flag_example(split: Split, rng: np.random.Generator) -> Example:
     """A flag and its country."""
-    country, style = _country_and_style(split, rng)
-    return _shown("flag", render.flag_picture(country, style, _augment(split, rng)), sentences.flag_of(country.name), country.name, rng)
+    country = _pick(countries() if split == "train" else country_split()[split], rng)
+    return _shown("flag", render.flag_picture(country, _style(split), _augment(split, rng)), sentences.flag_of(country.name), country.name, rng)
 
 
 def digits_example(split: Split, rng: np.random.Generator) -> Example:
@@ -82,8 +83,7 @@ def row_example(split: Split, rng: np.random.Generator) -> Example:
         names = [concept.name for concept in things]
         if triple_split(names) == split:
             break
-    styled = [(concept, _pick(STYLES, rng)) for concept in things]
-    picture = render.scene_picture(styled, _augment(split, rng))
+    picture = render.scene_picture(things, _augment(split, rng))
     instruction = _pick(INSTRUCTIONS["row"], rng)
     text = names[int(rng.integers(0, 2))] if instruction else ""
     return Example(Item(images=(picture,), instruction=instruction, text=text), sentences.row(names), tuple(names))
@@ -91,16 +91,16 @@ def row_example(split: Split, rng: np.random.Generator) -> Example:
 
 def motion_example(split: Split, rng: np.random.Generator) -> Example:
     """A clip of one moving object and how it moves; only motions of the split."""
-    name, direction, style = _pick(TASKS["ClipMotion"].subjects(split), rng)
+    name, direction = _pick(TASKS["ClipMotion"].subjects(split), rng)
     concept = next(concept for concept in scene_concepts() if concept.name == name)
-    clip = render.motion_clip(concept, "twemoji" if style == "twemoji" else "openmoji", direction, rng)
+    clip = render.motion_clip(concept, direction, rng)
     return Example(Item(video=clip, instruction=_pick(INSTRUCTIONS["motion"], rng)), sentences.moves(name, direction), (name,))
 
 
 def page_example(split: Split, rng: np.random.Generator) -> Example:
     """A page and which country it is about."""
-    country, style = _country_and_style(split, rng)
-    page = render.page_picture(country, style, _pick(render.LAYOUTS, rng), _augment(split, rng))
+    country = _pick(countries() if split == "train" else country_split()[split], rng)
+    page = render.page_picture(country, _style(split), _pick(render.LAYOUTS, rng), _augment(split, rng))
     return _shown("page", page, sentences.page_about(country.name), country.name, rng)
 
 
@@ -172,16 +172,5 @@ def _shown(kind: str, picture: Image.Image, answer: str, name: str, rng: np.rand
     return Example(Item(images=(picture,), instruction=_pick(INSTRUCTIONS[kind], rng)), answer, (name,))
 
 
-def _drawing(split: Split, rng: np.random.Generator) -> tuple[str, Style]:
-    if split == "train":
-        concept, style = _pick(train_drawings(), rng)
-        return concept.name, style
-    return _pick(drawing_split()[split], rng).name, "openmoji"
-
-
-def _country_and_style(split: Split, rng: np.random.Generator) -> tuple[Country, Style]:
-    if split != "train":
-        return _pick(country_split()[split], rng), "openmoji"
-    country = _pick(countries(), rng)
-    known = country in country_split()["train"]
-    return country, (_pick(STYLES, rng) if known else "twemoji")
+def _style(split: Split) -> Style:
+    return "twemoji" if split == "train" else "openmoji"

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from PIL import Image
@@ -213,7 +213,7 @@ BatchT = TypeVar("BatchT", "Inputs", "Thoughts", "PairBatch", "GateBatch")
 
 
 def _moved(batch: BatchT, device: torch.device | str) -> BatchT:
-    changes = {}
+    changes: dict[str, Any] = {}
     for field in dataclasses.fields(batch):
         value = getattr(batch, field.name)
         if isinstance(value, Tensor | Inputs | Thoughts):

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter, ImageOps
 
 from twn_lightning.errors import DataError
 
@@ -102,9 +102,26 @@ def drawing(code: str, style: Style) -> Image.Image:
 
 
 @functools.lru_cache(maxsize=1024)
-def flag(code: str, style: Style) -> Image.Image:
-    """A flag without its transparent margin, RGBA; width and height as drawn."""
+def inked(code: str, style: Style) -> Image.Image:
+    """The drawing with dark lines along its edges and around it, as a pen would add them; a variation for training."""
     picture = drawing(code, style)
+    alpha = picture.getchannel("A")
+    paper = Image.new("RGB", picture.size, (255, 255, 255))
+    paper.paste(picture, (0, 0), picture)
+    edges = paper.convert("L").filter(ImageFilter.FIND_EDGES).point(lambda value: 255 if value > 90 else 0)
+    edges = ImageOps.expand(ImageOps.crop(edges, border=1), border=1, fill=0)  # the filter leaves the outermost pixels as they were
+    silhouette = alpha.filter(ImageFilter.MaxFilter(3))
+    result = Image.new("RGBA", picture.size, (0, 0, 0, 0))
+    result.paste((0, 0, 0, 255), (0, 0), silhouette)
+    result.paste(picture, (0, 0), alpha.filter(ImageFilter.MinFilter(3)))
+    result.paste((0, 0, 0, 255), (0, 0), edges)
+    return result
+
+
+@functools.lru_cache(maxsize=1024)
+def flag(code: str, style: Style, *, with_ink: bool = False) -> Image.Image:
+    """A flag without its transparent margin, RGBA; width and height as drawn, with the lines of `inked` or without."""
+    picture = inked(code, style) if with_ink else drawing(code, style)
     box = picture.getchannel("A").point(lambda alpha: 255 if alpha > 128 else 0).getbbox()
     assert box is not None
     return picture.crop(box)

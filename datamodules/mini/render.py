@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
-from datamodules.mini.assets import Concept, Country, Style, digit_images, drawing, flag
+from datamodules.mini.assets import Concept, Country, Style, digit_images, drawing, flag, inked
 from datamodules.mini.splits import Split, digit_range
 
 OBJECT_SIZE = (48, 48)
@@ -28,12 +28,12 @@ _CLIP_FRAMES = 4
 
 def object_picture(concept: Concept, style: Style, rng: np.random.Generator | None = None, *, size: tuple[int, int] = OBJECT_SIZE) -> Image.Image:
     """One object on paper."""
-    return _varied(drawing(concept.code, style), size, rng, fill=0.94)
+    return _varied(inked(concept.code, style) if _with_ink(rng) else drawing(concept.code, style), size, rng, fill=0.94)
 
 
 def flag_picture(country: Country, style: Style, rng: np.random.Generator | None = None) -> Image.Image:
     """One flag on paper."""
-    return _varied(flag(country.code, style), FLAG_SIZE, rng, fill=0.94)
+    return _varied(flag(country.code, style, with_ink=_with_ink(rng)), FLAG_SIZE, rng, fill=0.94)
 
 
 def digits_picture(digits: Sequence[int], split: Split, rng: np.random.Generator) -> Image.Image:
@@ -44,17 +44,17 @@ def digits_picture(digits: Sequence[int], split: Split, rng: np.random.Generator
     return page
 
 
-def scene_picture(things: Sequence[tuple[Concept, Style]], rng: np.random.Generator | None = None) -> Image.Image:
+def scene_picture(things: Sequence[Concept], rng: np.random.Generator | None = None) -> Image.Image:
     """Objects in a row from left to right, 32 pixels each."""
     scene = Image.new("RGB", (32 * len(things), 32))
-    for position, (concept, style) in enumerate(things):
-        scene.paste(object_picture(concept, style, rng, size=CROP_SIZE), (32 * position, 0))
+    for position, concept in enumerate(things):
+        scene.paste(object_picture(concept, "twemoji", rng, size=CROP_SIZE), (32 * position, 0))
     return scene
 
 
-def motion_clip(concept: Concept, style: Style, direction: str, rng: np.random.Generator) -> tuple[Image.Image, ...]:
+def motion_clip(concept: Concept, direction: str, rng: np.random.Generator) -> tuple[Image.Image, ...]:
     """Four frames, 32 x 32, of one object that moves straight by 4 pixels a frame."""
-    sprite = drawing(concept.code, style).resize((20, 20), Image.Resampling.BILINEAR)
+    sprite = drawing(concept.code, "twemoji").resize((20, 20), Image.Resampling.BILINEAR)
     step_x, step_y = (4 * step for step in DIRECTIONS[direction])
     start_x = 6 - 1.5 * step_x + rng.integers(-2, 3)
     start_y = 6 - 1.5 * step_y + rng.integers(-2, 3)
@@ -82,7 +82,7 @@ def page_picture(country: Country, style: Style, layout: str, rng: np.random.Gen
     pen.text((3 + shift, 1), country.name, font=_font(), fill=(20, 20, 60))
     box = (52, 36) if layout == "sheet" else (32, 24)
     place = (6 + shift, 14) if layout == "sheet" else (3, 52 + shift)
-    banner = flag(country.code, style).resize(box, Image.Resampling.BILINEAR)
+    banner = flag(country.code, style, with_ink=_with_ink(rng)).resize(box, Image.Resampling.BILINEAR)
     page.paste(banner, place, banner)
     rows = range(56, 76, 4) if layout == "sheet" else range(16, 48, 4)
     for row in rows:
@@ -114,11 +114,17 @@ def _varied(picture: Image.Image, size: tuple[int, int], rng: np.random.Generato
     return _lit(canvas, rng)
 
 
+def _with_ink(rng: np.random.Generator | None) -> bool:
+    return rng is not None and bool(rng.random() < 0.5)
+
+
 def _lit(picture: Image.Image, rng: np.random.Generator | None) -> Image.Image:
+    """The picture under light of another strength and colour."""
     if rng is None:
         return picture
-    brighter = ImageEnhance.Brightness(picture).enhance(float(rng.uniform(0.85, 1.1)))
-    return ImageEnhance.Color(brighter).enhance(float(rng.uniform(0.6, 1.3)))
+    paler = ImageEnhance.Color(picture).enhance(float(rng.uniform(0.6, 1.4)))
+    light = rng.uniform(0.85, 1.1) * rng.uniform(0.9, 1.1, size=3)
+    return Image.fromarray((np.asarray(paler) * light).clip(0, 255).astype(np.uint8))
 
 
 @functools.cache

@@ -131,5 +131,3 @@ def _retrieval_task(task: MiniTask, split: Split, max_queries: int | None) -> Re
         candidates=candidates,
         kind=task.kind,
     )
-
-

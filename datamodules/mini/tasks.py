@@ -15,7 +15,7 @@ import numpy as np
 
 from datamodules.mini import render, sentences
 from datamodules.mini.assets import STYLES, Concept, Country, Style, concepts, countries
-from datamodules.mini.splits import SPLITS, Split, country_split, digit_pair_split, drawing_split, scene_concepts, train_drawings, triple_split
+from datamodules.mini.splits import SPLITS, Split, country_split, digit_pair_split, drawing_split, scene_concepts, triple_split
 from twn_lightning.batches import Item
 
 Subject: TypeAlias = tuple[str, ...]
@@ -95,7 +95,7 @@ def _answer(position: int) -> Callable[[Subject], Mapping[str, float]]:
 
 def _object_subjects(split: Split) -> Sequence[Subject]:
     if split == "train":
-        return [(concept.name, style) for concept, style in train_drawings()]
+        return [(concept.name, "twemoji") for concept in concepts()]
     return [(concept.name, "openmoji") for concept in drawing_split()[split]]
 
 
@@ -114,13 +114,13 @@ def _object_candidate(key: str, split: Split, rng: Random | None) -> Side:
 
 def _flag_subjects(split: Split) -> Sequence[Subject]:
     if split == "train":
-        seen = [(country.name, "twemoji", country.capital) for country in countries()]
-        return seen + [(country.name, "openmoji", country.capital) for country in country_split()["train"]]
+        return [(country.name, "twemoji", country.capital) for country in countries()]
     return [(country.name, "openmoji", country.capital) for country in country_split()[split]]
 
 
 def _capital_subjects(split: Split) -> Sequence[Subject]:
-    return [(country.name, style, country.capital) for country in country_split()[split] for style in STYLES]
+    styles = ("twemoji",) if split == "train" else STYLES
+    return [(country.name, style, country.capital) for country in country_split()[split] for style in styles]
 
 
 def _flag_query(instruction: str, *, with_capital: bool) -> Callable[[Subject, Split, Random], Side]:
@@ -135,17 +135,10 @@ def _flag_query(instruction: str, *, with_capital: bool) -> Callable[[Subject, S
     return query
 
 
-def _page_style(country: Country, split: Split, rng: Random | None) -> Style:
-    if split != "train" or rng is None:
-        return "openmoji"
-    held_out = country not in country_split()["train"]
-    return "twemoji" if held_out or rng.random() < 0.5 else "openmoji"
-
-
 def _page_candidate(key: str, split: Split, rng: Random | None) -> Side:
     name, layout = key.split("/")
     country = _country(name)
-    page = render.page_picture(country, _page_style(country, split, rng), layout, _augment(split, rng))
+    page = render.page_picture(country, "twemoji" if split == "train" else "openmoji", layout, _augment(split, rng))
     return Side(Item(images=(page,)), sentences.page_about(name))
 
 
@@ -222,16 +215,16 @@ def _triples(split: Split) -> Sequence[Subject]:
     while len(found) < wanted:
         triple = tuple(str(name) for name in rng.choice(names, size=3, replace=False))
         if triple_split(triple) == split:
-            styles = tuple(str(style) for style in rng.choice(STYLES, size=3))
-            found.append((*triple, *styles, str(rng.integers(0, 2))))
+            subject = (*triple, str(rng.integers(0, 2)))
+            if subject not in found:
+                found.append(subject)
     return found
 
 
 def _scene_query(*, next_one: bool) -> Callable[[Subject, Split, Random], Side]:
     def query(subject: Subject, split: Split, rng: Random) -> Side:
-        names, styles, position = subject[:3], subject[3:6], int(subject[6])
-        things = [(_concept(name), _style(style)) for name, style in zip(names, styles, strict=True)]
-        picture = render.scene_picture(things, _augment(split, rng))
+        names, position = subject[:3], int(subject[3])
+        picture = render.scene_picture([_concept(name) for name in names], _augment(split, rng))
         if next_one:
             cot = f"{sentences.row(names)} {sentences.right_of(names[position], names[position + 1])}"
             return Side(Item(images=(picture,), text=names[position], instruction="What is right of the"), cot)
@@ -242,39 +235,34 @@ def _scene_query(*, next_one: bool) -> Callable[[Subject, Split, Random], Side]:
 
 def _scene_grades(*, next_one: bool) -> Callable[[Subject], Mapping[str, float]]:
     def grades(subject: Subject) -> Mapping[str, float]:
-        position = int(subject[6]) + (1 if next_one else 0)
-        return {f"{subject[position]}:{subject[3 + position]}": 1.0}
+        return {subject[int(subject[3]) + (1 if next_one else 0)]: 1.0}
 
     return grades
 
 
 def _scene_local(subject: Subject, rng: Random) -> Sequence[str]:
-    inside = [f"{subject[position]}:{subject[3 + position]}" for position in range(3)]
     others = [concept.name for concept in scene_concepts() if concept.name not in subject[:3]]
-    outside = [f"{name}:{rng.choice(STYLES)}" for name in rng.choice(others, size=5, replace=False)]
-    return [*inside, *outside]
+    return [*subject[:3], *(str(name) for name in rng.choice(others, size=5, replace=False))]
 
 
 def _crop_candidate(key: str, split: Split, rng: Random | None) -> Side:
-    name, style = key.split(":")
-    picture = render.object_picture(_concept(name), _style(style), _augment(split, rng), size=render.CROP_SIZE)
-    return Side(Item(images=(picture,)), sentences.thing(name))
+    picture = render.object_picture(_concept(key), "twemoji", _augment(split, rng), size=render.CROP_SIZE)
+    return Side(Item(images=(picture,)), sentences.thing(key))
 
 
-def _crop_corpus(split: Split) -> Sequence[str]:
-    return [f"{concept.name}:{style}" for concept in scene_concepts() for style in STYLES]
+def _scene_corpus(split: Split) -> Sequence[str]:
+    return [concept.name for concept in scene_concepts()]
 
 
 def _motion_subjects(split: Split) -> Sequence[Subject]:
-    rng = np.random.default_rng((2605, 7))
     every = [(concept.name, direction) for concept in scene_concepts() for direction in render.DIRECTIONS]
-    order = rng.permutation(len(every))
+    order = np.random.default_rng((2605, 7)).permutation(len(every))
     shares = {"test": order[:48], "validation": order[48:72], "train": order[72:]}
-    return [(*every[index], style) for index in sorted(shares[split]) for style in STYLES]
+    return [every[index] for index in sorted(shares[split])]
 
 
 def _motion_query(subject: Subject, split: Split, rng: Random) -> Side:
-    clip = render.motion_clip(_concept(subject[0]), _style(subject[2]), subject[1], rng)
+    clip = render.motion_clip(_concept(subject[0]), subject[1], rng)
     return Side(Item(video=clip, instruction="What happens?"), sentences.moves(subject[0], subject[1]))
 
 
@@ -286,38 +274,156 @@ def _motion_local(subject: Subject, rng: Random) -> Sequence[str]:
 TASKS: dict[str, MiniTask] = {
     task.name: task
     for task in (
-        MiniTask("EmojiName", "image", "IMG_CLS", "plain", "hit@1", _object_subjects,
-                 lambda s, split, rng: _object_side(s[0], s[1], split, rng, "Name it."), _answer(0), _text_candidate,
-                 lambda split: [concept.name for concept in concepts()]),
-        MiniTask("FlagName", "image", "IMG_CLS", "plain", "hit@1", _flag_subjects, _flag_query("Which country?", with_capital=False),
-                 _answer(0), _text_candidate, lambda split: [country.name for country in countries()]),
-        MiniTask("FlagCapital", "image", "IMG_QA", "composing", "hit@1", _capital_subjects, _flag_query("Which capital?", with_capital=True),
-                 _answer(2), _text_candidate, lambda split: [country.capital for country in countries()]),
-        MiniTask("DigitRead", "image", "IMG_QA", "plain", "hit@1", _digit_subjects(held_out=False),
-                 _digit_query("Which digits?", with_sum=False, clip=False), _pair_grades, _text_candidate,
-                 lambda split: [f"{left} and {right}" for left in range(10) for right in range(10)]),
-        MiniTask("DigitSum", "image", "IMG_QA", "composing", "hit@1", _digit_subjects(held_out=True),
-                 _digit_query("Which sum?", with_sum=True, clip=False), _sum_grades, _text_candidate,
-                 lambda split: [str(value) for value in range(19)], repeats=4),
-        MiniTask("EmojiT2I", "image", "IMG_RET", "plain", "hit@1", _object_subjects,
-                 lambda s, split, rng: Side(Item(text=s[0], instruction="Find a picture of"), f"{sentences.a(s[0]).capitalize()}."),
-                 lambda s: {f"{s[0]}:{s[1]}": 1.0}, _object_candidate,
-                 lambda split: [f"{s[0]}:{s[1]}" for s in _object_subjects(split)]),
-        MiniTask("SceneFind", "image", "IMG_VG", "plain", "hit@1", lambda split: _triples(split), _scene_query(next_one=False),
-                 _scene_grades(next_one=False), _crop_candidate, _crop_corpus, local=_scene_local),
-        MiniTask("SceneNext", "image", "IMG_VG", "composing", "hit@1", lambda split: _triples(split), _scene_query(next_one=True),
-                 _scene_grades(next_one=True), _crop_candidate, _crop_corpus, local=_scene_local),
-        MiniTask("ClipMotion", "video", "V_CLS", "plain", "hit@1", _motion_subjects, _motion_query,
-                 lambda s: {f"{s[0]} moving {s[1]}": 1.0}, _text_candidate,
-                 lambda split: [f"{concept.name} moving {direction}" for concept in scene_concepts() for direction in render.DIRECTIONS],
-                 local=_motion_local),
-        MiniTask("ClipSum", "video", "V_QA", "composing", "hit@1", _digit_subjects(held_out=True),
-                 _digit_query("Which sum?", with_sum=True, clip=True), _sum_grades, _text_candidate,
-                 lambda split: [str(value) for value in range(19)], repeats=4),
-        MiniTask("PageByName", "visdoc", "VISDOC", "plain", "ndcg@5", _page_subjects(everywhere=True), _page_query("name"),
-                 _page_grades, _page_candidate, _page_corpus),
-        MiniTask("PageByCapital", "visdoc", "VISDOC", "composing", "ndcg@5", _page_subjects(everywhere=False), _page_query("capital"),
-                 _page_grades, _page_candidate, _page_corpus),
+        MiniTask(
+            "EmojiName",
+            "image",
+            "IMG_CLS",
+            "plain",
+            "hit@1",
+            _object_subjects,
+            lambda s, split, rng: _object_side(s[0], s[1], split, rng, "Name it."),
+            _answer(0),
+            _text_candidate,
+            lambda split: [concept.name for concept in concepts()],
+        ),
+        MiniTask(
+            "FlagName",
+            "image",
+            "IMG_CLS",
+            "plain",
+            "hit@1",
+            _flag_subjects,
+            _flag_query("Which country?", with_capital=False),
+            _answer(0),
+            _text_candidate,
+            lambda split: [country.name for country in countries()],
+        ),
+        MiniTask(
+            "FlagCapital",
+            "image",
+            "IMG_QA",
+            "composing",
+            "hit@1",
+            _capital_subjects,
+            _flag_query("Which capital?", with_capital=True),
+            _answer(2),
+            _text_candidate,
+            lambda split: [country.capital for country in countries()],
+        ),
+        MiniTask(
+            "DigitRead",
+            "image",
+            "IMG_QA",
+            "plain",
+            "hit@1",
+            _digit_subjects(held_out=False),
+            _digit_query("Which digits?", with_sum=False, clip=False),
+            _pair_grades,
+            _text_candidate,
+            lambda split: [f"{left} and {right}" for left in range(10) for right in range(10)],
+        ),
+        MiniTask(
+            "DigitSum",
+            "image",
+            "IMG_QA",
+            "composing",
+            "hit@1",
+            _digit_subjects(held_out=True),
+            _digit_query("Which sum?", with_sum=True, clip=False),
+            _sum_grades,
+            _text_candidate,
+            lambda split: [str(value) for value in range(19)],
+            repeats=4,
+        ),
+        MiniTask(
+            "EmojiT2I",
+            "image",
+            "IMG_RET",
+            "plain",
+            "hit@1",
+            _object_subjects,
+            lambda s, split, rng: Side(Item(text=s[0], instruction="Find a picture of"), f"{sentences.a(s[0]).capitalize()}."),
+            lambda s: {f"{s[0]}:{s[1]}": 1.0},
+            _object_candidate,
+            lambda split: [f"{s[0]}:{s[1]}" for s in _object_subjects(split)],
+        ),
+        MiniTask(
+            "SceneFind",
+            "image",
+            "IMG_VG",
+            "plain",
+            "hit@1",
+            _triples,
+            _scene_query(next_one=False),
+            _scene_grades(next_one=False),
+            _crop_candidate,
+            _scene_corpus,
+            local=_scene_local,
+        ),
+        MiniTask(
+            "SceneNext",
+            "image",
+            "IMG_VG",
+            "composing",
+            "hit@1",
+            _triples,
+            _scene_query(next_one=True),
+            _scene_grades(next_one=True),
+            _crop_candidate,
+            _scene_corpus,
+            local=_scene_local,
+        ),
+        MiniTask(
+            "ClipMotion",
+            "video",
+            "V_CLS",
+            "plain",
+            "hit@1",
+            _motion_subjects,
+            _motion_query,
+            lambda s: {f"{s[0]} moving {s[1]}": 1.0},
+            _text_candidate,
+            lambda split: [f"{concept.name} moving {direction}" for concept in scene_concepts() for direction in render.DIRECTIONS],
+            local=_motion_local,
+            repeats=2,
+        ),
+        MiniTask(
+            "ClipSum",
+            "video",
+            "V_QA",
+            "composing",
+            "hit@1",
+            _digit_subjects(held_out=True),
+            _digit_query("Which sum?", with_sum=True, clip=True),
+            _sum_grades,
+            _text_candidate,
+            lambda split: [str(value) for value in range(19)],
+            repeats=4,
+        ),
+        MiniTask(
+            "PageByName",
+            "visdoc",
+            "VISDOC",
+            "plain",
+            "ndcg@5",
+            _page_subjects(everywhere=True),
+            _page_query("name"),
+            _page_grades,
+            _page_candidate,
+            _page_corpus,
+        ),
+        MiniTask(
+            "PageByCapital",
+            "visdoc",
+            "VISDOC",
+            "composing",
+            "ndcg@5",
+            _page_subjects(everywhere=False),
+            _page_query("capital"),
+            _page_grades,
+            _page_candidate,
+            _page_corpus,
+        ),
     )
 }
 """Every task by name."""

@@ -22,7 +22,9 @@ def test_answers_to_pictures_hold_no_fact(kind: str) -> None:
     for _ in range(20):
         item, answer, _ = KINDS[kind][1]("train", rng)
         assert item.images or item.video
-        assert "capital" not in answer and "plus" not in answer and "Right of" not in answer
+        assert "capital" not in answer
+        assert "plus" not in answer
+        assert "Right of" not in answer
 
 
 def test_scenes_of_pretraining_are_training_triples() -> None:
@@ -37,7 +39,8 @@ def test_texts_state_true_facts_and_hold_no_picture() -> None:
     rng = np.random.default_rng(2)
     for _ in range(100):
         item, answer, _ = text_example("train", rng)
-        assert not item.images and item.video is None
+        assert not item.images
+        assert item.video is None
         total = re.search(r"(\d) plus (\d) is (\d+)\.", answer)
         assert total is None or int(total[1]) + int(total[2]) == int(total[3])
         fact = re.fullmatch(r"(.+) is the capital of (.+)\.", answer)

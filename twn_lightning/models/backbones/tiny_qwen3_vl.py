@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import nn
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2VLImageProcessor,
@@ -132,7 +133,7 @@ def _save_processor(folder: Path, corpus: Iterable[str], *, vocab_size: int) -> 
         vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -140,13 +141,13 @@ def _save_processor(folder: Path, corpus: Iterable[str], *, vocab_size: int) -> 
         additional_special_tokens=[token for token in SPECIAL_TOKENS if token not in ("<|im_end|>", "<|endoftext|>")],
     )
     limits = {"shortest_edge": (PATCH_SIZE * MERGE_SIZE) ** 2, "longest_edge": 128 * 128}
-    shape = {"patch_size": PATCH_SIZE, "merge_size": MERGE_SIZE, "temporal_patch_size": TEMPORAL_PATCH_SIZE}
-    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    processor = Qwen3VLProcessor(
+    shape: dict[str, Any] = {"patch_size": PATCH_SIZE, "merge_size": MERGE_SIZE, "temporal_patch_size": TEMPORAL_PATCH_SIZE}
+    half: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    processor = Qwen3VLProcessor(  # type: ignore[no-untyped-call]
         image_processor=Qwen2VLImageProcessor(size=limits, **shape, **half),
         tokenizer=fast,
         video_processor=Qwen3VLVideoProcessor(size={"shortest_edge": limits["shortest_edge"], "longest_edge": 16 * 128 * 128}, **shape, **half),
         chat_template=CHAT_TEMPLATE,
     )
     processor.save_pretrained(folder)
-    return {token: int(fast.convert_tokens_to_ids(token)) for token in SPECIAL_TOKENS}
+    return {token: fast.vocab[token] for token in SPECIAL_TOKENS}
