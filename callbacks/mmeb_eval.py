@@ -87,6 +87,7 @@ class MmebEval(Callback):
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> Report:
         """Evaluates all tasks now, logs, and keeps the report."""
         assert isinstance(pl_module, StageModule)
+        log.info("%s, step %d: %d tasks, %s", self.prefix, trainer.global_step, len(self.tasks), " and ".join(self.modes))
         results = [
             evaluate_task(
                 pl_module.model,

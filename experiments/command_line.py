@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from experiments.runs import CONFIGS, RunFolder, resolve_backbone
 from twn_lightning.configs.load import load_config
@@ -69,12 +70,23 @@ def require_finished(config: RunConfig) -> RunFolder:
     return folder
 
 
+class StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what standard error is at that moment: a live progress bar puts itself in its place, and the line goes above the bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def prepare_process() -> None:
     """Load torch as this package needs it: environment first, torchvision's schemas after it; and log plain lines."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # loading a checkpoint is not worth a bar
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it talks about its tables
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[StandardError()])
     from twn_lightning.torchvision_compat import ensure_torchvision  # loads torch
 
     ensure_torchvision()

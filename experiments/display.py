@@ -1,7 +1,10 @@
-"""Progress bars and tables on the terminal."""
+"""Progress bars and tables on the terminal; in a file or a pipe, a line now and then."""
 
 from __future__ import annotations
 
+import datetime
+import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,7 +15,43 @@ from rich.table import Table
 from twn_lightning.evaluation.evaluate import MODES
 from twn_lightning.evaluation.report import Report, ReportRow
 
+log = logging.getLogger(__name__)
+
 Advance = Callable[[int, int], None]
+
+
+class ProgressLines:
+    """What stands in for a bar where nobody watches: "title: 12/40, loss 0.31, 0:01:05", every so many seconds and at the end.
+
+    Args:
+        title: What is being done.
+        seconds: Between two lines.
+    """
+
+    def __init__(self, title: str, *, seconds: float = 20.0) -> None:
+        self.title, self.seconds = title, seconds
+        self._started = self._said = time.monotonic()
+
+    def advance(self, done: int, total: int, note: str = "") -> None:
+        """Writes a line, if it is time to.
+
+        Args:
+            done: How much is done.
+            total: Of how much; -1 if nobody knows.
+            note: Goes between the counts and the time.
+        """
+        now = time.monotonic()
+        if done != total and now - self._said < self.seconds:
+            return
+        self._said = now
+        counts = f"{done}/{total}" if total >= 0 else str(done)
+        elapsed = datetime.timedelta(seconds=round(now - self._started))
+        log.info("%s: %s", self.title, ", ".join(part for part in (counts, note, str(elapsed)) if part))
+
+
+def has_terminal() -> bool:
+    """Whether standard error, where progress is shown, is a terminal."""
+    return Console(stderr=True).is_terminal
 
 
 @contextmanager
@@ -23,6 +62,9 @@ def progress(title: str, *, shown: bool = True) -> Iterator[Advance]:
         title: What is being done.
         shown: False shows nothing.
     """
+    if shown and not has_terminal():
+        yield ProgressLines(title).advance
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not shown, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=None)

@@ -31,6 +31,7 @@ from experiments.runs import STEPS, RunFolder, Step, next_command, resolve_backb
 from experiments.tracking import Tracking, TrackingLogger, environment_tags
 from twn_lightning.batches import GateBatch
 from twn_lightning.checkpoints import load_bundle_into, save_bundle
+from twn_lightning.configs.load import flatten
 from twn_lightning.configs.run import RunConfig
 from twn_lightning.distributed import rank, rank_zero_first
 from twn_lightning.evaluation.figures import quality_against_tokens
@@ -145,17 +146,20 @@ def final_report(config: RunConfig, model: DualLoRAModel, folder: RunFolder, tra
     if rank() != 0:
         return None
     path, last = folder.path / "report.json", STEPS[-1]
+    settings = {key: value for key, value in flatten(config).items() if key.startswith("evaluation.")}
     if path.is_file() and path.stat().st_mtime > (folder.step(last) / "done.json").stat().st_mtime:
         report = Report.from_json(path.read_text(encoding="utf-8"))
-        show_report(report, f"Test tasks, run {config.name} (evaluated before)")
-        return report
+        if settings.items() <= report.provenance.items():
+            show_report(report, f"Test tasks, run {config.name} (evaluated before)")
+            return report
     tasks = build_tasks(config, "test", max_queries=config.evaluation.max_queries)
     if not tasks:
         log.info("No suite, so no test tasks; the bundle is in %s", folder.bundle(last))
         return None
+    log.info("test tasks: %d, with the bundle of %s", len(tasks), last.title)
     load_bundle_into(model.to(inference_device(config)), folder.bundle(last))
     results = evaluate_tasks(config, model, tasks)
-    report = make_report(tasks, results, {"run": config.name, "seed": str(config.seed), **environment_tags(config), **data_tags(config)})
+    report = make_report(tasks, results, {"run": config.name, **settings, **environment_tags(config), **data_tags(config)})
     save_report(report, tasks, results, folder.path, {})
     logger = tracking.child("evaluation")
     log_report(report, folder.path, logger, tracking.parent)

@@ -109,6 +109,11 @@ def _object_candidate(key: str, split: Split, rng: Random | None) -> Side:
     return _object_side(name, style, split, rng)
 
 
+def _object_local(subject: Subject, rng: Random) -> Sequence[str]:
+    others = [concept.name for concept in concepts() if concept.name != subject[0]]
+    return [subject[0], *(str(name) for name in rng.choice(others, size=9, replace=False))]
+
+
 # --- flags and pages ---------------------------------------------------------------------------------------------------------
 
 
@@ -285,6 +290,7 @@ TASKS: dict[str, MiniTask] = {
             _answer(0),
             _text_candidate,
             lambda split: [concept.name for concept in concepts()],
+            local=_object_local,
         ),
         MiniTask(
             "FlagName",
@@ -346,6 +352,7 @@ TASKS: dict[str, MiniTask] = {
             lambda s: {f"{s[0]}:{s[1]}": 1.0},
             _object_candidate,
             lambda split: [f"{s[0]}:{s[1]}" for s in _object_subjects(split)],
+            local=lambda s, rng: [f"{name}:{s[1]}" for name in _object_local(s, rng)],
         ),
         MiniTask(
             "SceneFind",
