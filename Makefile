@@ -27,7 +27,7 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: help install train train-stage1 train-stage2 train-stage3 train-stage4 evaluate ablations ablation-gate bench-stage1 pretrain-backbone mlflow-ui test check format clean
 
 help:  ## This list
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo '  Variables: RUN=$(RUN) CONFIG=$(CONFIG) PROFILE=$(PROFILE) OVERRIDES="key=value …"  e.g.  make train RUN=two OVERRIDES="seed=2 model.num_queries=4"'
 
@@ -77,6 +77,7 @@ pretrain-backbone: $(STAMP)  ## Train the tiny backbone anew (make train does no
 	$(PYTHON) -m experiments.pretrain_backbone $(OVERRIDES)
 
 mlflow-ui: $(STAMP)  ## Compare runs in a browser
+	@mkdir -p runs
 	$(PYTHON) -m mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) --workers 1 --backend-store-uri sqlite:///$(abspath runs/mlflow.db)
 
 test: export OMP_NUM_THREADS := 1

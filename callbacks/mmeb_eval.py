@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.sinks import StepClock, log_metrics, log_text
+from twn_lightning.distributed import world_size
 from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.evaluate import Mode, ThinkSides, evaluate_task
 from twn_lightning.evaluation.report import Report, ReportRow
@@ -83,6 +84,12 @@ class MmebEval(Callback):
             self.evaluate(trainer, pl_module)
         if self.report is not None and trainer.is_global_zero:
             log_text(trainer, f"{self.prefix}/report.md", self.report.markdown())
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluates the end of a run that was interrupted after its last step: resumed, it has nothing to train and no `on_train_end`."""
+        if self.at_end and self.report_step != trainer.global_step and world_size() == 1:
+            pl_module.to(trainer.strategy.root_device)  # Lightning has put it on the CPU by now
+            self.on_train_end(trainer, pl_module)
 
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> Report:
         """Evaluates all tasks now, logs, and keeps the report."""

@@ -75,8 +75,8 @@ class RunRecord(Callback):
         }
         self._write(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes that the stage is done, with the last metrics."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes that the stage is done, with the last metrics; also of a resumed run that has nothing left to train."""
         self._finish(trainer, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

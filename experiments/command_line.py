@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from experiments.runs import CONFIGS, RunFolder, resolve_backbone
 from twn_lightning.configs.load import load_config
@@ -20,10 +21,29 @@ FAILED = 1
 STOPPED = 130
 
 
+class CommandParser(argparse.ArgumentParser):
+    """Answers a wrong argument as every wrong setting is answered: in one line, with what was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the arguments.
+
+        Raises:
+            ConfigError: Always.
+        """
+        options = [option for action in self._actions for option in action.option_strings]
+        wrong = next((word.rstrip(":") for word in message.split() if word.startswith("-")), "")
+        near = difflib.get_close_matches(wrong, options, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near and near[0] != wrong else ""
+        raise ConfigError(f"{self.prog}: {message.removesuffix(', key=value')}.{hint} '{self.prog} --help' says what it takes.")
+
+
 def new_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """A parser for ``python -m experiments.<name>`` that shows the module's own words as its help."""
-    return argparse.ArgumentParser(
-        prog=f"python -m experiments.{name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    return CommandParser(
+        prog=f"python -m experiments.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a typo is not a short form
     )
 
 

@@ -14,6 +14,7 @@ import datamodules  # noqa: F401  (first: it prepares the import of torchvision,
 # isort: split
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 
+from datamodules.sources import open_source
 from experiments.build import (
     AnyStage,
     build_callbacks,
@@ -57,9 +58,11 @@ def run_pipeline(config: RunConfig, command: str) -> Report | None:
     """
     folder = RunFolder(config)
     folder.create()
+    tags = data_tags(config)
+    if command in ("stage2", "all"):
+        check_thoughts(config)
     model = build_model(config)
     log_parameters(model)
-    tags = data_tags(config)
     tracking = Tracking(config, folder.path, tags)
     tracking.parent.log_metrics({f"parameters/{name}": value for name, value in model.parameter_report().items()})
     report = None
@@ -139,6 +142,17 @@ def fit(trainer: Trainer, stage: AnyStage, data: LightningDataModule, checkpoint
         raise
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+def check_thoughts(config: RunConfig) -> None:
+    """Find a missing chain of thought in the user's files now, and not when stage 2 comes to it.
+
+    Raises:
+        DataError: Names file and line.
+    """
+    for source in config.data.sources:
+        if source.kind == "jsonl" and source.options.get("on_error") != "skip":
+            open_source(source.kind, {**source.options, "with_cot": True})
 
 
 def final_report(config: RunConfig, model: DualLoRAModel, folder: RunFolder, tracking: Tracking) -> Report | None:

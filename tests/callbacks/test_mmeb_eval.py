@@ -1,16 +1,18 @@
 import ast
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 import callbacks
 from callbacks.adapter_checkpoint import AdapterCheckpoint
 from callbacks.mmeb_eval import MmebEval
+from callbacks.run_record import RunRecord
 from callbacks.sinks import StepClock
 from twn_lightning.batches import GateBatch, Item
 from twn_lightning.errors import ConfigError
@@ -79,6 +81,31 @@ def test_state_round_trips(make_trainer: TrainerMaker, gate_stage: GateStage, ga
     assert again.report_step == 1
     again.load_state_dict(MmebEval([task("flags", make_items)]).state_dict())
     assert again.report is None
+
+
+class Stop(Callback):
+    """Is interrupted at the end, after the last step was saved."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        raise RuntimeError("stopped")
+
+
+def test_an_end_that_was_interrupted_is_evaluated_on_resume(
+    memory: Any, make_trainer: TrainerMaker, gate_stage: GateStage, gate_loader: Loader, make_items: Callable[[int], list[Item]], tmp_path: Path
+) -> None:
+    def callbacks_of(run: str) -> tuple[MmebEval, AdapterCheckpoint, RunRecord]:
+        evaluation = MmebEval([task("flags", make_items)], decoding=DECODING)
+        return evaluation, AdapterCheckpoint(tmp_path, every_n_steps=1), RunRecord(tmp_path / f"{run}.json", config={}, seeds={})
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        make_trainer(Stop(), *callbacks_of("first"), max_steps=2).fit(gate_stage, gate_loader)
+    resumed = callbacks_of("second")
+    make_trainer(*resumed, logger=memory, max_steps=2).fit(gate_stage, gate_loader, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert resumed[0].report_step == 2
+    assert list(memory.metrics["validation/flags/always"]) == [2]
+    assert "flags" in memory.texts["validation/report.md"]
+    statuses = [json.loads((tmp_path / f"{run}.json").read_text())["status"] for run in ("first", "second")]
+    assert statuses == ["failed", "finished"]
 
 
 def test_evaluation_of_nothing_is_refused() -> None:
