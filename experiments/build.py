@@ -22,6 +22,7 @@ from callbacks.run_record import RunRecord
 from callbacks.throughput import Throughput
 from datamodules.gate_datamodule import GateDataModule
 from datamodules.mini.suite import data_revision, load_pairs, load_tasks
+from datamodules.mini.tasks import TASKS as SUITE_TASKS
 from datamodules.pair_datamodule import PairDataModule, by_name
 from datamodules.pair_source import PairSource
 from datamodules.sources import open_source
@@ -135,16 +136,18 @@ def build_sources(config: RunConfig, split: str) -> dict[str, PairSource]:
     if split == "train":
         sources.extend(open_source(source.kind, source.options) for source in config.data.sources)
     named = by_name(sources)
-    unknown = [name for name in config.data.weights if name not in named]
+    unknown = [name for name in config.data.weights if name not in named and name not in SUITE_TASKS]
     if split == "train" and unknown:
         raise ConfigError(f"data.weights names {unknown[0]!r}, which is no source of this run: choose among {', '.join(named)}.")
     return named
 
 
 def source_weights(config: RunConfig) -> dict[str, float]:
-    """Relative share of batches by source name."""
+    """Relative share of batches by source name; weights of the suite's tasks that this run leaves out are left out too."""
     own = [open_source(source.kind, source.options).name for source in config.data.sources]
-    return {**{name: source.weight for name, source in zip(own, config.data.sources, strict=True)}, **config.data.weights}
+    chosen = (config.data.tasks or tuple(SUITE_TASKS)) if config.data.suite == "mini" else ()
+    given = {name: weight for name, weight in config.data.weights.items() if name in chosen or name not in SUITE_TASKS}
+    return {**{name: source.weight for name, source in zip(own, config.data.sources, strict=True)}, **given}
 
 
 def build_tasks(config: RunConfig, split: str, *, max_queries: int | None) -> list[RetrievalTask]:
@@ -191,15 +194,16 @@ def build_pair_data(config: RunConfig, step: Step, processor: Processor) -> Pair
 
 
 def build_label_data(config: RunConfig, processor: Processor) -> PairDataModule:
-    """The pairs from which stage 3 makes its examples, evenly spread over the sources."""
+    """The pairs from which stage 3 makes its examples, evenly spread over the sources; the user's own files have no split but "train"."""
     gate = config.stages.gate
+    split = gate.split if config.data.suite != "none" else "train"
     return PairDataModule(
-        build_sources(config, gate.split),
+        build_sources(config, split),
         processor,
         batch_size=gate.label_batch_size,
         num_steps=max(1, gate.num_pairs // gate.label_batch_size),
         seed=config.seed + 1,
-        weights=source_weights(config) if gate.split == "train" else None,
+        weights=source_weights(config) if split == "train" else None,
         num_workers=config.trainer.num_workers,
     )
 

@@ -158,7 +158,8 @@ class RunFolder:
         if not path.is_file():
             return
         before, now = yaml.safe_load(path.read_text(encoding="utf-8")), self._relevant(step)
-        changes = [f"{key} was {before.get(key)} and is {now.get(key)}" for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        changes = [f"{key} was {before.get(key, 'not set')} and is {now.get(key, 'not set')}" for key in differing]
         if changes:
             shown = "; ".join(changes[:4]) + (" …" if len(changes) > 4 else "")
             raise ConfigError(

@@ -29,7 +29,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor, Qwen3VLVideoProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
+from experiments.pipeline import run_pipeline
+from experiments.runs import CONFIGS
 from twn_lightning.batches import Item
+from twn_lightning.configs.load import load_config
+from twn_lightning.configs.run import RunConfig
 from twn_lightning.models.adapters import LoraSpec
 from twn_lightning.models.backbones import load_backbone
 from twn_lightning.models.backbones.base import Backbone, ProcessorOptions
@@ -178,3 +182,26 @@ def make_items() -> Callable[[int], list[Item]]:
         return [kinds[index % len(kinds)](index) for index in range(number)]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def smoke_settings(tiny_backbone_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides of the smoke profile for a pipeline of seconds: two tasks, the tiny backbone, a folder of this session."""
+    return [
+        f"output_dir={tmp_path_factory.mktemp('runs')}",
+        f"backbone.path={tiny_backbone_path}",
+        "backbone.max_thought_tokens=256",
+        "data.tasks=[DigitSum, FlagName]",
+        "trainer.progress_bar=false",
+        "evaluation.max_queries=4",
+    ]
+
+
+@pytest.fixture(scope="session")
+def finished_run(smoke_settings: list[str]) -> RunConfig:
+    """The settings of a run named "done" that went through all stages to the table."""
+    config = load_config("mini", folder=CONFIGS, profile="smoke", overrides=[*smoke_settings, "name=done"])
+    report = run_pipeline(config, "all")
+    assert report is not None
+    assert {row.name for row in report.rows} == {"DigitSum", "FlagName"}
+    return config

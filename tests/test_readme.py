@@ -89,7 +89,7 @@ def test_the_names_in_contributing_are_in_the_code() -> None:
 
 
 def python_block(name: str, **replacements: Path) -> str:
-    code = next(block for block in re.findall(r"```python\n(.*?)```", TEXTS[name], flags=re.DOTALL))
+    code: str = next(block for block in re.findall(r"```python\n(.*?)```", TEXTS[name], flags=re.DOTALL))
     for old, new in replacements.items():
         wanted = {"bundle": "runs/mini/5_gate_refit/bundle", "picture": "flag.png", "backbone": "experiments/backbones/tiny_qwen3_vl"}[old]
         assert wanted in code

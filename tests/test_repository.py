@@ -37,6 +37,19 @@ def test_constraints_satisfy_every_exact_pin() -> None:
     assert {name: frozen.get(name.lower()) for name in pins} == pins
 
 
+def test_every_data_file_is_part_of_the_package() -> None:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    patterns = {name: value.replace(",", " ").split() for name, value in parser["options.package_data"].items()}
+    left_out = []
+    for package in ("twn_lightning", "datamodules", "callbacks", "experiments"):
+        folder = ROOT / package
+        packed = {file for pattern in [*patterns.get("*", []), *patterns.get(package, [])] for file in folder.glob(pattern)}
+        files = {file for file in folder.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+        left_out += sorted(files - packed)
+    assert not left_out
+
+
 def test_no_index_is_written_down() -> None:
     for name in ("Makefile", "constraints.txt", "pyproject.toml", ".ci/run"):
         assert not re.search(r"https?://|index-url [^$]*://", (ROOT / name).read_text()), name

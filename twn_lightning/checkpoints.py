@@ -20,6 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+import twn_lightning.models  # noqa: F401  (first: it prepares the import of torchvision, on which peft depends)
+
+# isort: split
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file

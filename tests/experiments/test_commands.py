@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from mlflow import MlflowClient
 from experiments import ablation_gate, evaluate, readme_results, sweep
 from experiments.bench_stage1 import added_memory, measure
 from experiments.gating import cheapest
-from experiments.pipeline import run_pipeline
 from experiments.runs import CONFIGS, RunFolder
 from experiments.tracking import store_uri
 from twn_lightning.configs.load import load_config
@@ -19,54 +19,35 @@ from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.evaluate import SweepPoint
 
 
-@pytest.fixture(scope="module")
-def settings(tiny_backbone_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return [
-        f"output_dir={tmp_path_factory.mktemp('runs')}",
-        f"backbone.path={tiny_backbone_path}",
-        "backbone.max_thought_tokens=256",
-        "data.tasks=[DigitSum, FlagName]",
-        "trainer.progress_bar=false",
-        "evaluation.max_queries=4",
-    ]
-
-
-@pytest.fixture(scope="module")
-def config(settings: list[str]) -> RunConfig:
-    config = load_config("mini", folder=CONFIGS, profile="smoke", overrides=[*settings, "name=done"])
-    run_pipeline(config, "all")
-    return config
-
-
 @pytest.fixture
-def arguments(settings: list[str]) -> list[str]:
-    return ["--profile", "smoke", "--run", "done", *settings]
+def arguments(smoke_settings: list[str]) -> list[str]:
+    return ["--profile", "smoke", "--run", "done", *smoke_settings]
 
 
-def test_evaluate_compares_the_sides(config: RunConfig, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_compares_the_sides(finished_run: RunConfig, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     evaluate.main(["--sides", "all", *arguments])
-    folder = RunFolder(config).path / "evaluation"
+    folder = RunFolder(finished_run).path / "evaluation"
     reports = {side: json.loads((folder / side / "report.json").read_text()) for side in evaluate.SIDES}
     tokens = {side: sum(row["tokens_per_query"]["always"] for row in report["rows"]) for side, report in reports.items()}
     assert tokens["query"] + tokens["candidate"] == pytest.approx(tokens["both"])
     assert "thinking side: candidate" in capsys.readouterr().out
 
 
-def test_the_gate_ablation_makes_comparable_runs(config: RunConfig, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_gate_ablation_makes_comparable_runs(finished_run: RunConfig, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     ablation_gate.main(arguments)
     assert "Threshold sweep" in capsys.readouterr().out
-    folder = RunFolder(config).path
+    folder = RunFolder(finished_run).path
     assert (folder / "ablation_gate" / "figures" / "quality_against_tokens.png").exists()
     runs = json.loads((folder / "mlflow.json").read_text())["runs"]
-    client = MlflowClient(tracking_uri=store_uri(config))
+    client = MlflowClient(tracking_uri=store_uri(finished_run))
     scores = {mode: client.get_run(runs[f"ablation_gate/{mode}"]).data.metrics["test/all/score"] for mode in ("never", "always", "auto", "oracle")}
     assert scores["oracle"] >= max(scores["never"], scores["always"])
     assert client.get_run(runs["ablation_gate/threshold_1.0"]).data.tags["mlflow.parentRunId"] == runs[""]
 
 
-def test_a_command_without_a_run_lists_the_runs_that_are_there(config: RunConfig, settings: list[str]) -> None:
+def test_a_command_without_a_run_lists_the_runs_that_are_there(finished_run: RunConfig, smoke_settings: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"has no finished stage .* Runs that are there: done"):
-        evaluate.main(["--run", "nothing", *settings])
+        evaluate.main(["--run", "nothing", *smoke_settings])
 
 
 def test_an_unknown_ablation_is_answered() -> None:
@@ -80,20 +61,26 @@ def test_every_variant_of_every_ablation_is_a_valid_config() -> None:
         assert len({repr(dataclasses.asdict(config)) for config in configs}) == len(configs)
 
 
-def test_a_sweep_prints_a_row_for_each_variant(settings: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sweep, "ABLATIONS", {"queries": {"k1": ["model.num_queries=1"]}})
-    sweep.main(["queries", "--profile", "smoke", "--run", "swept", *settings])
-    assert "queries · k1" in capsys.readouterr().out
+def test_a_sweep_goes_through_its_variants_and_prints_a_row_for_each(
+    finished_run: RunConfig, smoke_settings: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweep, "ABLATIONS", {"interface": {"kv": []}})
+    done = RunFolder(finished_run).path
+    variant = done.parent / "swept-interface-kv"
+    shutil.copytree(done, variant, ignore=shutil.ignore_patterns("mlflow.json"))  # a finished variant is not trained again
+    sweep.main(["interface", "--profile", "smoke", "--run", "swept", *smoke_settings])
+    assert "interface · kv" in capsys.readouterr().out
+    assert (variant / "mlflow.json").is_file()
 
 
-def test_stage_1_keeps_fewer_activations_than_plain_lora(config: RunConfig) -> None:
-    times, saved = measure(config, rounds=1)
+def test_stage_1_keeps_fewer_activations_than_plain_lora(finished_run: RunConfig) -> None:
+    times, saved = measure(finished_run, rounds=1)
     assert {variant: len(seconds) for variant, seconds in times.items()} == {"stage1": 1, "plain": 1}
     assert saved["stage1"] < saved["plain"]
-    assert added_memory(config, "plain", num_steps=1) >= 0
+    assert added_memory(finished_run, "plain", num_steps=1) >= 0
 
 
-def test_the_readme_gets_the_table(config: RunConfig, arguments: list[str], tmp_path: Path) -> None:
+def test_the_readme_gets_the_table(finished_run: RunConfig, arguments: list[str], tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
     readme_results.main(["--readme", str(readme), *arguments])

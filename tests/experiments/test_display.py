@@ -35,7 +35,7 @@ def fit(bar: StageProgressBar, stage: GateStage, data: DataLoader[GateBatch], fo
 def test_lines_come_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     clock = iter(range(0, 1000, 6))  # each look at the clock takes six seconds
-    monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("experiments.display.time.monotonic", lambda: next(clock))
     lines = ProgressLines("labelling", seconds=20)
     for done in range(1, 6):
         lines.advance(done, 5, "loss 0.5")

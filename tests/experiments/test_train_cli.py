@@ -1,8 +1,8 @@
 """Errors on the command line answer in half a second, before torch is loaded."""
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,13 +24,27 @@ def backbone(tmp_path: Path) -> str:
 def test_a_typo_answers_in_half_a_second(arguments: list[str], words: str) -> None:
     fastest = float("inf")
     for _ in range(3):
-        start = time.perf_counter()
+        start = processor_seconds()
         done = subprocess.run([sys.executable, "-m", "experiments.train", *arguments], capture_output=True, text=True, check=False)
-        fastest = min(fastest, time.perf_counter() - start)
+        fastest = min(fastest, processor_seconds() - start)
         assert done.returncode == FAILED
         assert words in done.stderr
         assert "Traceback" not in done.stderr
     assert fastest < 0.5
+
+
+def processor_seconds() -> float:
+    """What finished child processes took of the processor: unlike the clock, it does not count what else the machine is doing."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def test_help_works_from_another_folder(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "experiments.train", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    if "No module named" in done.stderr:
+        pytest.skip("the package is not installed, only on the path of this checkout")
+    assert done.returncode == 0
+    assert "stage1, stage2, stage3, stage4, all" in done.stdout
 
 
 def test_no_error_waits_for_torch() -> None:

@@ -1,46 +1,32 @@
 """The whole way on a random backbone: four stages, gate refit, test tasks; interrupted and resumed; tracked in one MLflow run."""
 
 import json
-from pathlib import Path
+import shutil
+import signal
+from collections.abc import Callable
 
 import pytest
 import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from experiments import pipeline
+from experiments import gating, pipeline, results
 from experiments.pipeline import run_pipeline
 from experiments.runs import CONFIGS, STEPS, RunFolder
 from experiments.tracking import store_uri
 from twn_lightning.checkpoints import load_bundle
 from twn_lightning.configs.load import load_config
 from twn_lightning.configs.run import RunConfig
-
-TASKS = "[DigitSum, FlagName]"
-
-
-@pytest.fixture(scope="module")
-def make_config(tiny_backbone_path: Path, tmp_path_factory: pytest.TempPathFactory) -> "type[_Configs]":
-    _Configs.backbone, _Configs.output = tiny_backbone_path, tmp_path_factory.mktemp("runs")
-    return _Configs
+from twn_lightning.evaluation.report import Report
+from twn_lightning.stages.gate import GateStage
 
 
-class _Configs:
-    backbone: Path
-    output: Path
+@pytest.fixture
+def make_config(smoke_settings: list[str]) -> Callable[..., RunConfig]:
+    def named(name: str, *overrides: str) -> RunConfig:
+        return load_config("mini", folder=CONFIGS, profile="smoke", overrides=[*smoke_settings, f"name={name}", *overrides])
 
-    @classmethod
-    def named(cls, name: str, *overrides: str) -> RunConfig:
-        settings = [
-            f"name={name}",
-            f"output_dir={cls.output}",
-            f"backbone.path={cls.backbone}",
-            f"data.tasks={TASKS}",
-            "backbone.max_thought_tokens=256",
-            "trainer.progress_bar=false",
-            *overrides,
-        ]
-        return load_config("mini", folder=CONFIGS, profile="smoke", overrides=settings)
+    return named
 
 
 def tensors(folder: RunFolder, number: int) -> dict[str, torch.Tensor]:
@@ -54,17 +40,8 @@ def tensors(folder: RunFolder, number: int) -> dict[str, torch.Tensor]:
     return adapters | {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
 
 
-@pytest.fixture(scope="module")
-def finished(make_config: type[_Configs]) -> RunConfig:
-    config = make_config.named("whole")
-    report = run_pipeline(config, "all")
-    assert report is not None
-    assert {row.name for row in report.rows} == {"DigitSum", "FlagName"}
-    return config
-
-
-def test_the_run_folder_is_complete(finished: RunConfig) -> None:
-    folder = RunFolder(finished)
+def test_the_run_folder_is_complete(finished_run: RunConfig) -> None:
+    folder = RunFolder(finished_run)
     assert folder.last_done() == STEPS[-1]
     assert (folder.path / "report.md").read_text().startswith("| task |")
     assert (folder.path / "figures" / "scores.png").stat().st_size > 0
@@ -74,8 +51,8 @@ def test_the_run_folder_is_complete(finished: RunConfig) -> None:
     assert {"commit", "data_revision", "seed", "step"} <= set(settings["provenance"])
 
 
-def test_each_stage_changes_its_own_parts_alone(finished: RunConfig) -> None:
-    bundles = [tensors(RunFolder(finished), number) for number in range(len(STEPS))]
+def test_each_stage_changes_its_own_parts_alone(finished_run: RunConfig) -> None:
+    bundles = [tensors(RunFolder(finished_run), number) for number in range(len(STEPS))]
 
     def changed(before: int, after: int) -> set[str]:
         keys = [key for key in bundles[0] if not torch.equal(bundles[before][key], bundles[after][key])]
@@ -87,10 +64,10 @@ def test_each_stage_changes_its_own_parts_alone(finished: RunConfig) -> None:
     assert changed(3, 4) == {"gate_mlp"}
 
 
-def test_mlflow_holds_a_parent_and_a_child_for_each_step(finished: RunConfig) -> None:
-    client = MlflowClient(tracking_uri=store_uri(finished))
-    runs = json.loads((RunFolder(finished).path / "mlflow.json").read_text())["runs"]
-    assert set(runs) == {"", *(step.name for step in STEPS), "evaluation"}
+def test_mlflow_holds_a_parent_and_a_child_for_each_step(finished_run: RunConfig) -> None:
+    client = MlflowClient(tracking_uri=store_uri(finished_run))
+    runs = json.loads((RunFolder(finished_run).path / "mlflow.json").read_text())["runs"]
+    assert set(runs) >= {"", *(step.name for step in STEPS), "evaluation"}
     parent = client.get_run(runs[""])
     assert parent.info.status == "FINISHED"
     assert "test/DigitSum/auto" in parent.data.metrics
@@ -101,20 +78,20 @@ def test_mlflow_holds_a_parent_and_a_child_for_each_step(finished: RunConfig) ->
 
 
 def test_a_second_call_trains_nothing_and_shows_the_table(
-    finished: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished_run: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(pipeline, "run_step", None)
-    report = run_pipeline(finished, "all")
+    report = run_pipeline(finished_run, "all")
     assert report is not None
     assert "DigitSum" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", [0, 1, 3], ids=["contrastive", "cot_sft", "grpo"])
 def test_stopped_by_ctrl_c_and_started_again_it_ends_the_same(
-    number: int, finished: RunConfig, make_config: type[_Configs], monkeypatch: pytest.MonkeyPatch
+    number: int, finished_run: RunConfig, make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config.named(f"stopped{number}")
-    folder, whole = RunFolder(config), RunFolder(finished)
+    config = make_config(f"stopped{number}")
+    folder, whole = RunFolder(config), RunFolder(finished_run)
     folder.create()
     for earlier in STEPS[:number]:
         folder.step(earlier).symlink_to(whole.step(earlier))
@@ -126,7 +103,7 @@ def test_stopped_by_ctrl_c_and_started_again_it_ends_the_same(
     def interrupted(self: object, batch: object) -> object:
         calls.append(1)
         if len(calls) == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return step_of(self, batch)
 
     with monkeypatch.context() as patch:
@@ -140,3 +117,57 @@ def test_stopped_by_ctrl_c_and_started_again_it_ends_the_same(
     run_pipeline(config, STEPS[number].command)
     expected, found = tensors(whole, number), tensors(folder, number)
     assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def interrupt_call(number: int, function: Callable[..., object]) -> Callable[..., object]:
+    """The function, with Ctrl-C in the middle of its n-th call."""
+    calls = []
+
+    def interrupted(*args: object, **kwargs: object) -> object:
+        calls.append(1)
+        if len(calls) == number:
+            signal.raise_signal(signal.SIGINT)
+        return function(*args, **kwargs)
+
+    return interrupted
+
+
+def test_stopped_by_ctrl_c_again_and_again_from_labelling_to_the_table_it_ends_the_same(
+    finished_run: RunConfig, make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config("stopped_late")
+    folder, whole = RunFolder(config), RunFolder(finished_run)
+    folder.create()
+    for earlier in STEPS[:4]:
+        folder.step(earlier).symlink_to(whole.step(earlier))
+    places: list[tuple[object, str, int]] = [
+        (gating, "self_label", 1),
+        (GateStage, "step", 2),
+        (pipeline, "choose_threshold", 1),
+        (results, "evaluate_task", 2),
+    ]
+    for place, name, number in places:
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, interrupt_call(number, getattr(place, name)))
+            with pytest.raises(KeyboardInterrupt):
+                run_pipeline(config, "all")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert folder.is_done(STEPS[4])
+    assert not (folder.path / "report.json").exists()
+    report = run_pipeline(config, "all")
+    assert report is not None
+    expected, found = tensors(whole, 4), tensors(folder, 4)
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    before = Report.from_json((whole.path / "report.json").read_text())
+    assert {row.name: row.scores for row in report.rows} == {row.name: row.scores for row in before.rows}
+
+
+def test_other_settings_of_the_evaluation_are_evaluated_anew(
+    finished_run: RunConfig, make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config("evaluated_anew", "evaluation.max_queries=2")
+    shutil.copytree(RunFolder(finished_run).path, RunFolder(config).path, ignore=shutil.ignore_patterns("mlflow.json"))
+    monkeypatch.setattr(pipeline, "run_step", None)
+    report = run_pipeline(config, "all")
+    assert report is not None
+    assert {row.num_queries for row in report.rows} == {2}

@@ -21,7 +21,7 @@ from twn_lightning.models.backbones.base import Backbone, Processor, Prompt
 from twn_lightning.models.gate import RoutingGate
 from twn_lightning.models.generation import log_softmax_of_allowed, write_thoughts
 from twn_lightning.models.outputs import Decoding, Embedding, Encoded, Rollout, Supervised
-from twn_lightning.models.prefix import Prefix, detached_cache, last_token, shared_cache
+from twn_lightning.models.prefix import Prefix, detached_cache, mapped_cache, shared_cache
 
 Interface = Literal["kv", "reencode"]
 Part = Literal["reasoning", "embedding", "queries", "gate"]
@@ -76,7 +76,7 @@ class DualLoRAModel(nn.Module):
         self.detach = detach
         self.adapters = {"reasoning": reasoning, "embedding": embedding}
         self.num_prompt_tokens = 0
-        """Prompt columns the reasoning adapter has read so far, padding included."""
+        """Prompt columns the reasoning adapter (or its reference) has read so far, padding included."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # PEFT asks under a name transformers is leaving
             peft = get_peft_model(backbone.model, reasoning.config(self._targets(reasoning)), adapter_name="reasoning")
@@ -183,30 +183,26 @@ class DualLoRAModel(nn.Module):
 
     @torch.no_grad()
     def prefill(self, inputs: Inputs) -> Prefix:
-        """Reads prompts with the reasoning adapter, without gradient and dropout."""
-        self.num_prompt_tokens += inputs.input_ids.numel()
-        prompt, cache = self.backbone.prompt(inputs), DynamicCache()
-        with self._pass("reasoning", dropout=False, recompute=False):
-            hidden = self.backbone.decode_layers(prompt, inputs.attention_mask, cache)
-        last = last_token(hidden, inputs.attention_mask)
-        return Prefix(cache, inputs.attention_mask, prompt.next_position, last, inputs, thoughts=None, prompt_hidden=last)
+        """Prompts for `embed` and `think`, without gradient and dropout; the reasoning adapter reads them now if the queries need its cache."""
+        return self._prefix_of(self.backbone.prompt(inputs), inputs.attention_mask)
 
     @torch.no_grad()
     def extend(self, prefix: Prefix, thoughts: Thoughts) -> Prefix:
-        """Appends given chains of thought with the reasoning adapter, without gradient and dropout.
+        """Appends given chains of thought, without gradient and dropout; the reasoning adapter reads them if there is a cache.
 
         Args:
             prefix: Prompts without thoughts; it stays as it is.
             thoughts: A row each.
         """
         assert prefix.thoughts is None
-        column = _columns(prefix.next_position, self.backbone.embed_tokens(thoughts.token_ids), thoughts.mask)
-        mask, cache = torch.cat([prefix.attention_mask, thoughts.mask], dim=1), shared_cache(prefix.cache)
+        if prefix.cache is None:
+            return _with_thoughts(prefix, thoughts, None)
+        cache = shared_cache(prefix.cache)
         with self._pass("reasoning", dropout=False, recompute=False):
-            hidden = self.backbone.decode_layers(column, mask, cache)
-        last = last_token(hidden, thoughts.mask)
-        return replace(prefix, cache=cache, attention_mask=mask, next_position=column.next_position, last_hidden=last, thoughts=thoughts)
+            self._read_thoughts(prefix.next_position, prefix.attention_mask, thoughts, cache)
+        return _with_thoughts(prefix, thoughts, cache)
 
+    @torch.no_grad()
     def think(self, prefix: Prefix, decoding: Decoding, *, generator: torch.Generator | None = None) -> Rollout:
         """Writes a chain of thought for each row with the reasoning adapter, without gradient and dropout.
 
@@ -215,74 +211,83 @@ class DualLoRAModel(nn.Module):
             decoding: How tokens are chosen.
             generator: Of the sampling, on the model's device; None for the global one.
         """
+        assert prefix.thoughts is None
+        start = prefix
+        if prefix.prompt is not None:
+            start = replace(prefix, cache=self._cache_of(prefix.prompt, prefix.attention_mask, "reasoning"))
         with self._pass("reasoning", dropout=False, recompute=False):
-            return write_thoughts(self.backbone, prefix, decoding, banned=self.banned, generator=generator)
+            thoughts, log_probs, cache = write_thoughts(self.backbone, start, decoding, banned=self.banned, generator=generator)
+        finished = (thoughts.token_ids == self.processor.think_close_id).any(dim=1)
+        grown = _with_thoughts(prefix, thoughts, None if prefix.cache is None else cache)
+        return Rollout(thoughts=thoughts, log_probs=log_probs, prefix=grown, finished=finished)
 
     def embed(self, prefix: Prefix) -> Embedding:
-        """Embeds what the prefix holds: prompts, or prompts with their thoughts. The prefix's cache stays as it is.
+        """Embeds what the prefix holds: prompts, or prompts with their thoughts. The prefix stays as it is.
 
         Gradients reach the queries and the embedding adapter, and nothing else unless the model was built with ``detach=False``.
         """
         queries = self.queries.to(self.backbone.model.dtype).expand(len(prefix), -1, -1)
         ones = prefix.attention_mask.new_ones(len(prefix), self.num_queries)
-        dropout = self.training and torch.is_grad_enabled()
-        if self.interface == "kv":
+        mask = torch.cat([prefix.attention_mask, ones], dim=1)
+        if prefix.prompt is None:
+            assert prefix.cache is not None
+            columns = _columns(prefix.next_position, queries, ones)
             cache = detached_cache(prefix.cache) if self.detach else shared_cache(prefix.cache)
-            mask = torch.cat([prefix.attention_mask, ones], dim=1)
-            with self._pass("embedding", dropout=dropout, recompute=False):
-                hidden = self.backbone.decode_layers(_columns(prefix.next_position, queries, ones), mask, cache)
         else:
-            prompt, mask = self.backbone.prompt(prefix.inputs), prefix.inputs.attention_mask
+            columns, cache = prefix.prompt, None
             if prefix.thoughts is not None:
-                prompt = _appended(prompt, self.backbone.embed_tokens(prefix.thoughts.token_ids), prefix.thoughts.mask)
-                mask = torch.cat([mask, prefix.thoughts.mask], dim=1)
-            mask = torch.cat([mask, ones], dim=1)
-            with self._pass("embedding", dropout=dropout, recompute=self.training):
-                hidden = self.backbone.decode_layers(_appended(prompt, queries, ones), mask, None)
+                columns = self._with_thought_tokens(columns, prefix.thoughts)
+            columns = _appended(columns, queries, ones)
+        with self._pass("embedding", dropout=self.training and torch.is_grad_enabled(), recompute=self.training and cache is None):
+            hidden = self.backbone.decode_layers(columns, mask, cache)
         state = hidden[:, -self.num_queries :].float().mean(dim=1)
         return Embedding(vector=functional.normalize(state, dim=-1), state=state)
 
     def supervise(self, inputs: Inputs, thoughts: Thoughts) -> Supervised:
-        """Scores given chains of thought with gradient to the reasoning adapter, and leaves the cache for `embed`.
+        """Scores given chains of thought with gradient to the reasoning adapter, and leaves what `embed` reads: one pass serves both.
+
+        Gradient checkpointing, which keeps no cache, takes a second pass for it with the interface "kv".
 
         Args:
             inputs: Prompts.
             thoughts: A row each.
         """
-        self.num_prompt_tokens += inputs.input_ids.numel()
+        prompt, mask = self.backbone.prompt(inputs), inputs.attention_mask
         recompute = self.training and self._recomputes
-        cache = None if recompute else DynamicCache()
-        prompt, hidden = self._read(inputs, thoughts, adapter="reasoning", dropout=self.training, cache=cache)
-        log_probs, correct = self._score(hidden, inputs, thoughts)
+        cache = DynamicCache() if self.interface == "kv" and not recompute else None
+        with self._pass("reasoning", dropout=self.training, recompute=recompute):
+            hidden = self._read_together(prompt, mask, thoughts, cache)
+        log_probs, correct = self._score(hidden, thoughts)
         if cache is None:
-            prefix = self.extend(self.prefill(inputs), thoughts)
+            prefix = self.extend(self._prefix_of(prompt, mask), thoughts)
         else:
-            columns, mask = inputs.input_ids.shape[1], torch.cat([inputs.attention_mask, thoughts.mask], dim=1)
-            prefix = Prefix(
-                cache=detached_cache(cache) if self.detach else cache,
-                attention_mask=mask,
-                next_position=prompt.next_position,
-                last_hidden=last_token(hidden, mask).detach(),
-                inputs=inputs,
-                thoughts=thoughts,
-                prompt_hidden=last_token(hidden[:, :columns], inputs.attention_mask).detach(),
-            )
+            prefix = _with_thoughts(Prefix(mask, prompt.next_position), thoughts, detached_cache(cache) if self.detach else cache)
         return Supervised(log_probs=log_probs, correct=correct, mask=thoughts.mask[:, 1:], prefix=prefix)
 
     def thought_log_probs(self, inputs: Inputs, thoughts: Thoughts, *, adapter: Literal["reasoning", "reference"] = "reasoning") -> Tensor:
         """Log-probability of each token of given chains of thought, as in `Rollout`; never with dropout.
 
+        Each prompt is read once, however many thoughts it has (with gradient checkpointing, its pictures are).
+
         Args:
-            inputs: Prompts.
-            thoughts: A row each, ``(B, T)``.
+            inputs: P prompts.
+            thoughts: As many for each prompt, in a run: ``P * G`` rows, ``(P * G, T)``.
             adapter: "reference" is the copy made by `add_reference`.
 
         Returns:
-            0 on padding, ``(B, T - 1)``.
+            0 on padding, ``(P * G, T - 1)``.
         """
         assert adapter in self.peft.peft_config, "add_reference first"
-        _, hidden = self._read(inputs, thoughts, adapter=adapter, dropout=False, cache=None)
-        return self._score(hidden, inputs, thoughts)[0]
+        prompt, mask = self.backbone.prompt(inputs), inputs.attention_mask
+        rows = torch.arange(len(inputs), device=mask.device).repeat_interleave(len(thoughts) // len(inputs))
+        if self.training and self._recomputes:
+            with self._pass(adapter, dropout=False, recompute=True):
+                hidden = self._read_together(prompt.select(rows), mask[rows], thoughts, None)
+        else:
+            cache = mapped_cache(self._cache_of(prompt, mask, adapter), lambda tensor: tensor.index_select(0, rows))
+            with self._pass(adapter, dropout=False, recompute=False):
+                hidden = self._read_thoughts(prompt.next_position[rows], mask[rows], thoughts, cache)
+        return self._score(hidden, thoughts)[0]
 
     @torch.no_grad()
     def encode(
@@ -316,21 +321,48 @@ class DualLoRAModel(nn.Module):
     def _targets(self, spec: LoraSpec) -> str:
         return spec.target_modules[0] if spec.is_regex else self.backbone.lora_targets(spec.target_modules)
 
-    def _read(self, inputs: Inputs, thoughts: Thoughts, *, adapter: str, dropout: bool, cache: DynamicCache | None) -> tuple[Prompt, Tensor]:
-        """One pass over prompt and thought together: where it ended, and the hidden states."""
-        prompt = _appended(self.backbone.prompt(inputs), self.backbone.embed_tokens(thoughts.token_ids), thoughts.mask)
-        mask = torch.cat([inputs.attention_mask, thoughts.mask], dim=1)
-        with self._pass(adapter, dropout=dropout, recompute=self.training and cache is None):
-            return prompt, self.backbone.decode_layers(prompt, mask, cache)
+    @torch.no_grad()
+    def _prefix_of(self, prompt: Prompt, attention_mask: Tensor) -> Prefix:
+        if self.interface == "reencode":
+            return Prefix(attention_mask, prompt.next_position, prompt=prompt)
+        return Prefix(attention_mask, prompt.next_position, cache=self._cache_of(prompt, attention_mask, "reasoning"))
 
-    def _score(self, hidden: Tensor, inputs: Inputs, thoughts: Thoughts) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the thoughts' tokens, and whether each is the most probable one; both ``(B, T - 1)``."""
-        written, is_written = thoughts.token_ids[:, 1:], thoughts.mask[:, 1:].bool()
-        before = hidden[:, inputs.input_ids.shape[1] : -1]
-        scores = log_softmax_of_allowed(self.backbone.logits(before), self.banned)
-        safe = torch.where(is_written, written, self.processor.think_close_id)
-        log_probs = scores.gather(-1, safe[..., None]).squeeze(-1)
-        return torch.where(is_written, log_probs, 0.0), (scores.argmax(dim=-1) == written) & is_written
+    def _cache_of(self, prompt: Prompt, attention_mask: Tensor, adapter: str) -> DynamicCache:
+        """What an adapter leaves of the prompts, without dropout."""
+        self.num_prompt_tokens += attention_mask.numel()
+        cache = DynamicCache()
+        with self._pass(adapter, dropout=False, recompute=False):
+            self.backbone.decode_layers(prompt, attention_mask, cache)
+        return cache
+
+    def _read_thoughts(self, next_position: Tensor, attention_mask: Tensor, thoughts: Thoughts, cache: DynamicCache) -> Tensor:
+        """Hidden states of thoughts behind prompts that are in a cache, which grows, ``(B, T, H)``."""
+        columns = _columns(next_position, self.backbone.embed_tokens(thoughts.token_ids), thoughts.mask)
+        return self.backbone.decode_layers(columns, torch.cat([attention_mask, thoughts.mask], dim=1), cache)
+
+    def _read_together(self, prompt: Prompt, attention_mask: Tensor, thoughts: Thoughts, cache: DynamicCache | None) -> Tensor:
+        """Hidden states of thoughts from one pass over prompts and thoughts, ``(B, T, H)``."""
+        self.num_prompt_tokens += attention_mask.numel()
+        mask = torch.cat([attention_mask, thoughts.mask], dim=1)
+        return self.backbone.decode_layers(self._with_thought_tokens(prompt, thoughts), mask, cache)[:, attention_mask.shape[1] :]
+
+    def _with_thought_tokens(self, prompt: Prompt, thoughts: Thoughts) -> Prompt:
+        return _appended(prompt, self.backbone.embed_tokens(thoughts.token_ids), thoughts.mask)
+
+    def _score(self, hidden: Tensor, thoughts: Thoughts) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the thoughts' tokens, and whether each is the most probable one; both ``(B, T - 1)``.
+
+        Args:
+            hidden: Of the thoughts' columns, ``(B, T, H)``.
+            thoughts: Whose tokens.
+        """
+        is_written = thoughts.mask[:, 1:].bool()
+        written = thoughts.token_ids[:, 1:][is_written]
+        scores = log_softmax_of_allowed(self.backbone.logits(hidden[:, :-1][is_written]), self.banned)
+        log_probs, correct = torch.zeros(is_written.shape, device=hidden.device), torch.zeros_like(is_written)
+        log_probs[is_written] = scores.gather(-1, written[:, None]).squeeze(-1)
+        correct[is_written] = scores.argmax(dim=-1) == written
+        return log_probs, correct
 
     @contextlib.contextmanager
     def _pass(self, adapter: str, *, dropout: bool, recompute: bool) -> Iterator[None]:
@@ -367,6 +399,12 @@ def _banned(backbone: Backbone) -> Tensor:
     banned = torch.arange(num_entries, device=device) >= processor.vocabulary_size
     banned[list(processor.banned_ids)] = True
     return banned
+
+
+def _with_thoughts(prefix: Prefix, thoughts: Thoughts, cache: DynamicCache | None) -> Prefix:
+    """The prompts with thoughts after them, and the cache of both."""
+    mask = torch.cat([prefix.attention_mask, thoughts.mask], dim=1)
+    return replace(prefix, attention_mask=mask, next_position=prefix.next_position + thoughts.mask.sum(dim=1), cache=cache, thoughts=thoughts)
 
 
 def _columns(next_position: Tensor, embeddings: Tensor, mask: Tensor) -> Prompt:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from twn_lightning.batches import Thoughts
 from twn_lightning.models.backbones.base import Backbone, Prompt
-from twn_lightning.models.outputs import Decoding, Rollout
-from twn_lightning.models.prefix import Prefix, shared_cache
+from twn_lightning.models.outputs import Decoding
+from twn_lightning.models.prefix import Prefix, leave_out_all_but, mapped_cache, roomy_cache
+
+_LOOK_EVERY = {"cpu": 1, "cuda": 8}
+"""Tokens between two looks at who has finished: an accelerator has to be waited for, the CPU has not."""
 
 
 def log_softmax_of_allowed(logits: Tensor, banned: Tensor) -> Tensor:
@@ -25,13 +27,13 @@ def log_softmax_of_allowed(logits: Tensor, banned: Tensor) -> Tensor:
     return logits.masked_fill(banned, float("-inf")).log_softmax(dim=-1)
 
 
-def pick(log_probs: Tensor, decoding: Decoding, generator: torch.Generator | None) -> Tensor:
+def pick(log_probs: Tensor, decoding: Decoding, uniform: Tensor) -> Tensor:
     """One token a row.
 
     Args:
         log_probs: ``(B, V)``.
         decoding: Greedy at temperature 0, else sampling.
-        generator: Of the sampling, on the device of the scores; None for the global one.
+        uniform: The chance, at least 0 and below 1, float64 ``(B,)``; greedy picking leaves it unread.
 
     Returns:
         Token ids, ``(B,)``.
@@ -45,52 +47,60 @@ def pick(log_probs: Tensor, decoding: Decoding, generator: torch.Generator | Non
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, descending.masked_fill(beyond, 0.0))
     # One uniform number a row through the inverse of the cumulative distribution: a tenth of the time of torch.multinomial on the CPU.
     cumulative = probabilities.double().cumsum(dim=-1)
-    uniform = torch.rand(len(cumulative), 1, dtype=torch.float64, device=cumulative.device, generator=generator).clamp(max=1 - 1e-12)
-    return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(-1)
+    return torch.searchsorted(cumulative, uniform.clamp(max=1 - 1e-12)[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
 
 
 @torch.no_grad()
-def write_thoughts(backbone: Backbone, prefix: Prefix, decoding: Decoding, *, banned: Tensor, generator: torch.Generator | None) -> Rollout:
+def write_thoughts(
+    backbone: Backbone, prefix: Prefix, decoding: Decoding, *, banned: Tensor, generator: torch.Generator | None
+) -> tuple[Thoughts, Tensor, DynamicCache]:
     """Continues each prompt with an opening marker and what the active adapter writes until its closing marker.
 
-    Every written token, the last one too, ends in the rollout's cache; the given prefix stays as it is.
+    Rows that have finished are computed along, until half of the rows have: then they are left out.
 
     Args:
         backbone: With the adapter that writes active.
-        prefix: Prompts without thoughts.
+        prefix: Prompts without thoughts, with a cache, which stays as it is.
         decoding: How tokens are chosen.
         banned: Tokens that may not be written, bool ``(V,)``.
-        generator: Of the sampling.
+        generator: Of the sampling; each row's chance is its own, whatever the other rows write.
+
+    Returns:
+        The thoughts; `Rollout.log_probs`; and the cache with the thoughts, each row's last token too.
     """
-    assert prefix.thoughts is None
-    processor, device = backbone.processor, prefix.attention_mask.device
-    num_rows, num_columns = prefix.attention_mask.shape
-    cache = shared_cache(prefix.cache)
-    room = prefix.attention_mask.new_zeros(num_rows, decoding.max_new_tokens + 1)
-    mask = torch.cat([prefix.attention_mask, room], dim=1)
-    writing = torch.ones(num_rows, dtype=torch.bool, device=device)
-    token = torch.full((num_rows,), processor.think_open_id, device=device)
-    position, last_hidden = prefix.next_position, prefix.last_hidden
-    tokens, log_probs = [token], []
-    for step in range(decoding.max_new_tokens + 1):
-        end = num_columns + step + 1
-        mask[:, end - 1] = writing
+    assert prefix.cache is not None
+    processor, device, (num_rows, num_columns) = backbone.processor, prefix.attention_mask.device, prefix.attention_mask.shape
+    most, look_every = decoding.max_new_tokens, _LOOK_EVERY.get(device.type, 4)
+    cache = roomy_cache(prefix.cache)
+    mask = torch.cat([prefix.attention_mask, prefix.attention_mask.new_ones(num_rows, most + 1)], dim=1)
+    chance = torch.zeros(num_rows, most, dtype=torch.float64, device=device)
+    if decoding.temperature:
+        chance.uniform_(generator=generator)
+    token_ids = torch.full((num_rows, most + 1), processor.pad_id, device=device)
+    token_ids[:, 0] = processor.think_open_id
+    log_probs = torch.zeros(num_rows, most, device=device)
+    rows = torch.arange(num_rows, device=device)
+    writing = torch.ones_like(rows, dtype=torch.bool)
+    for step in range(most + 1):
+        token, position = token_ids[rows, step], prefix.next_position[rows] + step
         column = Prompt(backbone.embed_tokens(token[:, None]), position[None, :, None].expand(3, -1, -1), next_position=position + 1)
-        hidden = backbone.decode_layers(column, mask[:, :end], cache)[:, 0]
-        last_hidden = torch.where(writing[:, None], hidden, last_hidden)
-        position = position + writing
-        writing = writing & (token != processor.think_close_id)
-        if step == decoding.max_new_tokens or not writing.any():
+        hidden = backbone.decode_layers(column, mask[rows, : num_columns + step + 1], cache)[:, 0]
+        if step == most:
             break
+        writing = writing & (token != processor.think_close_id)
+        if (step + 1) % look_every == 0:
+            num_writing = int(writing.sum())
+            if not num_writing:
+                break
+            if 2 * num_writing <= len(rows):
+                rows, hidden, writing = rows[writing], hidden[writing], writing[writing]
+                leave_out_all_but(cache, rows)
         scores = log_softmax_of_allowed(backbone.logits(hidden), banned)
-        token = torch.where(writing, pick(scores, decoding, generator), processor.pad_id)
-        log_prob = scores.gather(1, token[:, None]).squeeze(1)
-        tokens.append(token)
-        log_probs.append(torch.where(writing, log_prob, 0.0))
-    width = len(tokens)
-    thoughts = Thoughts(token_ids=torch.stack(tokens, dim=1), mask=mask[:, num_columns : num_columns + width])
-    grown = replace(
-        prefix, cache=cache, attention_mask=mask[:, : num_columns + width], next_position=position, last_hidden=last_hidden, thoughts=thoughts
-    )
-    finished = (thoughts.token_ids == processor.think_close_id).any(dim=1)
-    return Rollout(thoughts=thoughts, log_probs=torch.stack(log_probs, dim=1), prefix=grown, finished=finished)
+        token = pick(scores, decoding, chance[rows, step])
+        log_probs[rows, step] = torch.where(writing, scores.gather(1, token[:, None]).squeeze(1), 0.0)
+        token_ids[rows, step + 1] = torch.where(writing, token, processor.pad_id)
+    is_close = (token_ids == processor.think_close_id).long()
+    written = (is_close.cumsum(dim=1) - is_close == 0).long()
+    width = int(written.sum(dim=1).max())
+    grown = mapped_cache(cache, lambda tensor: tensor[:, :, : num_columns + width])
+    return Thoughts(token_ids[:, :width], written[:, :width]), log_probs[:, : width - 1], grown

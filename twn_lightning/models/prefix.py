@@ -1,4 +1,4 @@
-"""A KV cache and where it ends: what the reasoning adapter leaves for decoding and for the queries."""
+"""What the queries read, and where it ends: prompts, or prompts and the chains of thought after them."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from twn_lightning.batches import Inputs, Thoughts
+from twn_lightning.batches import Thoughts
+from twn_lightning.models.backbones.base import Prompt
+
+_ROOM = 16
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """Prompts, possibly followed by chains of thought, as a KV cache of the reasoning adapter.
+    """Prompts, possibly followed by chains of thought.
 
     Rows may be padded left, right, or between prompt and thought: the mask and the positions say what counts.
 
     Attributes:
-        cache: Keys and values of every layer, ``S`` columns.
         attention_mask: 1 on tokens, 0 on padding, ``(B, S)``.
         next_position: Rotary position of the token that comes next, the same on the three axes, ``(B,)``.
-        last_hidden: Hidden state of each row's last token after the final RMSNorm, ``(B, H)``.
-        inputs: The prompts.
-        thoughts: The chains of thought in the cache, or None.
-        prompt_hidden: As `last_hidden`, but of the prompt's last token, ``(B, H)``.
+        cache: Keys and values that the reasoning adapter left, ``S`` columns; None with the interface "reencode", whose queries don't read it.
+        prompt: Prompts as they enter the decoder; None with the interface "kv", which never enters it with them again.
+        thoughts: The chains of thought, the last columns of the mask, or None.
     """
 
-    cache: DynamicCache
     attention_mask: Tensor
     next_position: Tensor
-    last_hidden: Tensor
-    inputs: Inputs
-    thoughts: Thoughts | None
-    prompt_hidden: Tensor
+    cache: DynamicCache | None = None
+    prompt: Prompt | None = None
+    thoughts: Thoughts | None = None
 
     def __len__(self) -> int:
         return int(self.attention_mask.shape[0])
@@ -47,32 +47,82 @@ class Prefix:
             rows: Row numbers, ``(R,)``.
         """
         return Prefix(
-            cache=mapped_cache(self.cache, lambda tensor: tensor.index_select(0, rows)),
             attention_mask=self.attention_mask[rows],
             next_position=self.next_position[rows],
-            last_hidden=self.last_hidden[rows],
-            inputs=self.inputs.select(rows),
+            cache=None if self.cache is None else mapped_cache(self.cache, lambda tensor: tensor.index_select(0, rows)),
+            prompt=None if self.prompt is None else self.prompt.select(rows),
             thoughts=None if self.thoughts is None else self.thoughts.select(rows),
-            prompt_hidden=self.prompt_hidden[rows],
         )
 
     def repeat(self, times: int) -> Prefix:
-        """Each row ``times`` times in a run, as `Inputs.repeat`."""
+        """Each row ``times`` times in a run: row i becomes rows ``i * times … i * times + times - 1``."""
         return self.select(torch.arange(len(self), device=self.attention_mask.device).repeat_interleave(times))
 
-    def prompt(self) -> Prefix:
-        """The part before the thoughts; shares the cache's memory."""
+    def without_thoughts(self) -> Prefix:
+        """The prompts alone; shares the cache's memory."""
         if self.thoughts is None:
             return self
-        columns = self.inputs.input_ids.shape[1]
+        columns = self.attention_mask.shape[1] - self.thoughts.mask.shape[1]
         return replace(
             self,
-            cache=mapped_cache(self.cache, lambda tensor: tensor[:, :, :columns]),
             attention_mask=self.attention_mask[:, :columns],
             next_position=self.next_position - self.thoughts.mask.sum(dim=1),
-            last_hidden=self.prompt_hidden,
+            cache=None if self.cache is None else mapped_cache(self.cache, lambda tensor: tensor[:, :, :columns]),
             thoughts=None,
         )
+
+
+class RoomyLayer(DynamicLayer):
+    """A cache layer that grows in place, some columns at a time, and can leave rows out of what it gives and takes.
+
+    Appending to the dynamic layer of transformers copies all that is there for each token that is written.
+
+    Args:
+        keys: ``(B, heads, S, head size)``; copied.
+        values: Likewise.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lazy_initialization(keys, values)
+        self.num_columns = keys.shape[2]
+        self.keys, self.values = _padded(keys), _padded(values)
+        self.rows: Tensor | None = None
+        """Which rows take part, or None for all of them; the other rows' new columns stay 0."""
+
+    def get_seq_length(self) -> int:
+        """Columns that are filled."""
+        return self.num_columns
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        """Appends columns to the rows that take part, and gives those rows."""
+        start, end = self.num_columns, self.num_columns + key_states.shape[2]
+        if end > self.keys.shape[2]:
+            self.keys, self.values = _padded(self.keys), _padded(self.values)
+        self.num_columns = end
+        if self.rows is None:
+            self.keys[:, :, start:end], self.values[:, :, start:end] = key_states, value_states
+            return self.keys[:, :, :end], self.values[:, :, :end]
+        self.keys[self.rows, :, start:end], self.values[self.rows, :, start:end] = key_states, value_states
+        return self.keys[self.rows, :, :end], self.values[self.rows, :, :end]
+
+
+def roomy_cache(cache: DynamicCache) -> DynamicCache:
+    """A copy for writing token by token."""
+    result = DynamicCache()
+    result.layers.extend(RoomyLayer(keys, values) for keys, values in cache_tensors(cache))
+    return result
+
+
+def leave_out_all_but(cache: DynamicCache, rows: Tensor) -> None:
+    """Lets only these rows of a `roomy_cache` take part from now on.
+
+    Args:
+        rows: Row numbers, ``(R,)``.
+    """
+    for layer in cache.layers:
+        assert isinstance(layer, RoomyLayer)
+        layer.rows = rows
 
 
 def cache_tensors(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
@@ -82,7 +132,8 @@ def cache_tensors(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
         assert isinstance(layer, DynamicLayer)
         assert layer.keys is not None
         assert layer.values is not None
-        pairs.append((layer.keys, layer.values))
+        columns = layer.get_seq_length()
+        pairs.append((layer.keys[:, :, :columns], layer.values[:, :, :columns]))
     return pairs
 
 
@@ -107,15 +158,5 @@ def detached_cache(cache: DynamicCache) -> DynamicCache:
     return mapped_cache(cache, lambda tensor: tensor.detach())
 
 
-def last_token(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The state at each row's last token.
-
-    Args:
-        hidden: ``(B, S, H)``.
-        mask: 1 on tokens, 0 on padding, at least one token a row, ``(B, S)``.
-
-    Returns:
-        ``(B, H)``.
-    """
-    columns = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
-    return hidden[torch.arange(len(mask), device=mask.device), columns]
+def _padded(tensor: Tensor) -> Tensor:
+    return functional.pad(tensor, (0, 0, 0, _ROOM))

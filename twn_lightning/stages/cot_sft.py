@@ -109,7 +109,7 @@ class CotSftStage(StageModule[PairBatch]):
             return Side(discriminative=rows, generative=rows, supervised=None)
         supervised = self.model.supervise(inputs, thoughts)
         return Side(
-            discriminative=Rows.gathered(self.model.embed(supervised.prefix.prompt()).vector),
+            discriminative=Rows.gathered(self.model.embed(supervised.prefix.without_thoughts()).vector),
             generative=Rows.gathered(self.model.embed(supervised.prefix).vector),
             supervised=supervised,
         )

@@ -96,7 +96,7 @@ class GrpoStage(StageModule[PairBatch]):
         """Loss and rewards of one batch; thoughts are sampled anew every `inner_epochs` batches."""
         rollouts = self._current(batch) if self.training else self.roll_out(batch)
         mask = rollouts.thoughts.mask[:, 1:]
-        log_probs = self.model.thought_log_probs(batch.query.repeat(self.spec.group_size), rollouts.thoughts)
+        log_probs = self.model.thought_log_probs(batch.query, rollouts.thoughts)
         terms = grpo_loss(
             log_probs,
             rollouts.log_probs,
@@ -134,8 +134,7 @@ class GrpoStage(StageModule[PairBatch]):
             reward = self._reward(rollout, query.own, torch.cat([positive.all, negative.all]), peers)
             reference = None
             if self.spec.kl_weight > 0.0:
-                inputs = batch.query.repeat(self.spec.group_size)
-                reference = self.model.thought_log_probs(inputs, rollout.thoughts, adapter="reference")
+                reference = self.model.thought_log_probs(batch.query, rollout.thoughts, adapter="reference")
         return Rollouts(
             keys=batch.keys,
             thoughts=rollout.thoughts,

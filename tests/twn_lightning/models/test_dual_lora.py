@@ -56,7 +56,7 @@ def test_contrastive_gradient_reaches_queries_and_embedding_adapter_only(make_mo
     model = make_model(interface=interface).train()
     model.set_trainable("reasoning", "embedding", "queries", "gate")
     supervised = model.supervise(*batch(model, make_items(5)))
-    vectors = [model.embed(supervised.prefix).vector, model.embed(supervised.prefix.prompt()).vector]
+    vectors = [model.embed(supervised.prefix).vector, model.embed(supervised.prefix.without_thoughts()).vector]
     torch.autograd.backward(torch.cat(vectors).sum())
     reached = with_gradient(model)
     assert reached >= {"queries"}
@@ -206,13 +206,8 @@ def test_cached_embedding_equals_a_full_pass(tiny_model: DualLoRAModel, make_ite
 @torch.no_grad()
 def test_cached_logits_equal_a_full_pass(tiny_model: DualLoRAModel, make_items: MakeItems) -> None:
     inputs, thoughts = batch(tiny_model, make_items(10))
-    full = tiny_model.thought_log_probs(inputs, thoughts)
-    cached = torch.zeros_like(full)
-    for width in range(1, thoughts.token_ids.shape[1]):
-        prefix = tiny_model.extend(tiny_model.prefill(inputs), Thoughts(thoughts.token_ids[:, :width], thoughts.mask[:, :width]))
-        scores = tiny_model.backbone.logits(prefix.last_hidden).masked_fill(tiny_model.banned, float("-inf")).log_softmax(-1)
-        chosen = scores.gather(1, thoughts.token_ids[:, width : width + 1]).squeeze(1)
-        cached[:, width - 1] = torch.where(thoughts.mask[:, width].bool(), chosen, 0.0)
+    full = tiny_model.supervise(inputs, thoughts).log_probs  # one pass over prompt and thought
+    cached = tiny_model.thought_log_probs(inputs, thoughts)  # the thought behind the prompt's cache
     assert (cached - full).abs().max() <= 1e-5
 
 
@@ -230,7 +225,6 @@ def test_left_and_right_padding_agree(make_model: MakeModel, make_items: MakeIte
     ):
         assert (left.embed(one).vector - left.embed(other).vector).abs().max() <= 1e-5
         assert torch.equal(one.next_position, other.next_position)
-        assert (one.last_hidden - other.last_hidden).abs().max() <= 1e-4
     written, written_right = (left.think(left.prefill(each), Decoding(max_new_tokens=12)) for each in (inputs, right_inputs))
     assert torch.equal(written.thoughts.token_ids, written_right.thoughts.token_ids)
 
@@ -246,7 +240,7 @@ def test_a_batch_of_every_modality_equals_its_rows_alone(make_model: MakeModel, 
         single_inputs, single_thoughts = model.processor.inputs([item]), model.processor.thoughts([COTS[row % len(COTS)]])
         alone, width = model.supervise(single_inputs, single_thoughts), single_thoughts.token_ids.shape[1]
         assert (together.log_probs[row, : width - 1] - alone.log_probs[0]).abs().max() <= 2e-5
-        for one, other in ((together.prefix, alone.prefix), (together.prefix.prompt(), alone.prefix.prompt())):
+        for one, other in ((together.prefix, alone.prefix), (together.prefix.without_thoughts(), alone.prefix.without_thoughts())):
             assert (model.embed(one).vector[row] - model.embed(other).vector[0]).abs().max() <= 1e-5
         written = model.think(model.prefill(single_inputs), Decoding(max_new_tokens=12)).thoughts
         assert written.token_ids[0].tolist() == rollout.thoughts.token_ids[row, : written.token_ids.shape[1]].tolist()
@@ -257,14 +251,13 @@ def test_supervise_leaves_the_cache_of_prefill_and_extend(tiny_model: DualLoRAMo
     inputs, thoughts = batch(tiny_model, make_items(5))
     stepwise, at_once = tiny_model.extend(tiny_model.prefill(inputs), thoughts), tiny_model.supervise(inputs, thoughts).prefix
     assert_same_prefix(stepwise, at_once)
-    assert_same_prefix(tiny_model.prefill(inputs), at_once.prompt())
-    assert_same_prefix(tiny_model.prefill(inputs), stepwise.prompt())
+    assert_same_prefix(tiny_model.prefill(inputs), at_once.without_thoughts())
+    assert_same_prefix(tiny_model.prefill(inputs), stepwise.without_thoughts())
 
 
 def assert_same_prefix(one: Prefix, other: Prefix) -> None:
     assert torch.equal(one.attention_mask, other.attention_mask)
     assert torch.equal(one.next_position, other.next_position)
-    assert (one.last_hidden - other.last_hidden).abs().max() <= 1e-4
     tokens = one.attention_mask[:, None, :, None]
     for layer, again in zip(cache_tensors(one.cache), cache_tensors(other.cache), strict=True):
         for tensor, same in zip(layer, again, strict=True):
@@ -290,8 +283,48 @@ def test_selected_and_repeated_rows_of_a_prefix_are_those_rows(tiny_model: DualL
     rows = torch.tensor([4, 1, 1])
     assert torch.allclose(tiny_model.embed(prefix.select(rows)).vector, vectors[rows], atol=1e-6)
     assert torch.allclose(
-        tiny_model.embed(prefix.prompt().repeat(2)).vector, tiny_model.embed(prefix.prompt()).vector.repeat_interleave(2, 0), atol=1e-6
+        tiny_model.embed(prefix.without_thoughts().repeat(2)).vector, tiny_model.embed(prefix.without_thoughts()).vector.repeat_interleave(2, 0), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_thoughts_of_one_prompt_share_its_reading(make_model: MakeModel, make_items: MakeItems, checkpointing: bool) -> None:
+    model, group = make_model().train(), 3
+    model.set_trainable("reasoning")
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+    inputs, repeated = (model.processor.inputs(items) for items in (make_items(4), [item for item in make_items(4) for _ in range(group)]))
+    thoughts = model.processor.thoughts([COTS[index % len(COTS)] for index in range(4 * group)])
+    results = []
+    for prompts in (inputs, repeated):
+        model.num_prompt_tokens = 0
+        model.zero_grad()
+        log_probs = model.thought_log_probs(prompts, thoughts)
+        torch.autograd.backward((log_probs * torch.linspace(-1, 1, log_probs.numel()).reshape(log_probs.shape)).sum())
+        results.append((log_probs.detach(), {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}))
+        assert model.num_prompt_tokens == (repeated if checkpointing else prompts).input_ids.numel()
+    (shared, gradients), (alone, gradients_alone) = results
+    assert (shared - alone).abs().max() <= 2e-5
+    assert gradients.keys() == gradients_alone.keys() == model.named_part_parameters("reasoning").keys()
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, gradients_alone[name], rtol=1e-3, atol=1e-4 * float(gradient.abs().max())), name
+
+
+@torch.no_grad()
+def test_reencoding_reads_a_prompt_with_the_reasoning_adapter_only_to_think(make_model: MakeModel, make_items: MakeItems) -> None:
+    model = make_model(interface="reencode")
+    inputs, thoughts = batch(model, make_items(5))
+    prefix = model.prefill(inputs)
+    vectors = model.embed(prefix).vector
+    model.embed(model.extend(prefix, thoughts))
+    assert (model.num_prompt_tokens, prefix.cache) == (0, None)
+    rollout = model.think(prefix.repeat(2), Decoding(max_new_tokens=3))
+    assert model.num_prompt_tokens == 2 * inputs.input_ids.numel()
+    assert rollout.prefix.cache is None
+    rows = torch.tensor([4, 1, 1])
+    assert torch.allclose(model.embed(prefix.select(rows)).vector, vectors[rows], atol=1e-6)
+    taken = model.processor.inputs([make_items(5)[row] for row in rows])
+    assert torch.allclose(model.embed(model.prefill(taken)).vector, vectors[rows], atol=1e-6)
 
 
 # Encoding, parts

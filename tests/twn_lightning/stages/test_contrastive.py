@@ -46,7 +46,7 @@ def test_loss_is_that_of_plain_loops_over_targets_that_are_not_equal(tiny_model:
 
 def test_gradient_reaches_embedding_adapter_and_queries_alone(tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch]) -> None:
     stage = ContrastiveStage(tiny_model, OPTIM)
-    stage.step(make_batch(tiny_model)).loss.backward()
+    stage.step(make_batch(tiny_model)).loss.backward()  # type: ignore[no-untyped-call]
     touched = {name for name, parameter in tiny_model.named_parameters() if parameter.grad is not None and bool(parameter.grad.any())}
     assert touched == set(tiny_model.named_part_parameters("embedding", "queries"))
 
@@ -65,7 +65,7 @@ def test_training_makes_it_find_its_targets(tiny_model: DualLoRAModel, make_batc
     first = stage.step(batch)
     for _ in range(30):
         optimizer.zero_grad()
-        stage.step(batch).loss.backward()
+        stage.step(batch).loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     last = stage.step(batch)
     assert last.loss < first.loss / 2

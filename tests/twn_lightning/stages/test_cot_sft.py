@@ -20,7 +20,7 @@ def touched(model: DualLoRAModel) -> set[str]:
 
 def test_cross_entropy_trains_the_reasoning_adapter_alone(tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch]) -> None:
     weights = CotSftWeights(cot=1.0, discriminative=0.0, generative=0.0, mixed=0.0)
-    CotSftStage(tiny_model, OPTIM, weights=weights).step(make_batch(tiny_model)).loss.backward()
+    CotSftStage(tiny_model, OPTIM, weights=weights).step(make_batch(tiny_model)).loss.backward()  # type: ignore[no-untyped-call]
     # The last layer's query and output sides see the thought's tokens, so every reasoning tensor takes part.
     assert touched(tiny_model) == set(tiny_model.named_part_parameters("reasoning"))
 
@@ -28,7 +28,7 @@ def test_cross_entropy_trains_the_reasoning_adapter_alone(tiny_model: DualLoRAMo
 @pytest.mark.parametrize("part", ["discriminative", "generative", "mixed"])
 def test_info_nce_trains_embedding_adapter_and_queries_alone(part: str, tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch]) -> None:
     weights = CotSftWeights(**{"cot": 0.0, "discriminative": 0.0, "generative": 0.0, "mixed": 0.0, part: 1.0})
-    CotSftStage(tiny_model, OPTIM, temperature=0.1, weights=weights).step(make_batch(tiny_model)).loss.backward()
+    CotSftStage(tiny_model, OPTIM, temperature=0.1, weights=weights).step(make_batch(tiny_model)).loss.backward()  # type: ignore[no-untyped-call]
     assert touched(tiny_model) == set(tiny_model.named_part_parameters("embedding", "queries"))
 
 
@@ -37,7 +37,7 @@ def test_without_the_detach_info_nce_reaches_the_reasoning_adapter_too(
 ) -> None:
     model = make_model(detach=False)
     weights = CotSftWeights(cot=0.0, discriminative=0.0, generative=1.0, mixed=0.0)
-    CotSftStage(model, OPTIM, temperature=0.1, weights=weights).step(make_batch(model)).loss.backward()
+    CotSftStage(model, OPTIM, temperature=0.1, weights=weights).step(make_batch(model)).loss.backward()  # type: ignore[no-untyped-call]
     assert touched(model) & set(model.named_part_parameters("reasoning"))
 
 
@@ -77,7 +77,7 @@ def test_training_teaches_thoughts_and_both_embeddings(tiny_model: DualLoRAModel
     first = stage.step(batch).metrics
     for _ in range(25):
         optimizer.zero_grad()
-        stage.step(batch).loss.backward()
+        stage.step(batch).loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     last = stage.step(batch).metrics
     assert all(last[name] < first[name] / 2 for name in ("loss_cot", "loss_disc", "loss_gen", "loss_mixed"))
@@ -92,7 +92,7 @@ def test_gradient_checkpointing_changes_nothing(make_model: Callable[..., DualLo
         stage = CotSftStage(model, OPTIM, temperature=0.1)
         if recompute:
             model.enable_gradient_checkpointing()
-        stage.step(make_batch(model)).loss.backward()
+        stage.step(make_batch(model)).loss.backward()  # type: ignore[no-untyped-call]
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)

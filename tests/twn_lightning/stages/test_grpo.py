@@ -53,7 +53,7 @@ def test_reward_is_the_weighted_sum_of_parts_and_advantages_compare_within_a_gro
 
 def test_gradient_reaches_the_reasoning_adapter_alone(tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch]) -> None:
     stage = stage_of(tiny_model)
-    stage.step(make_batch(tiny_model)).loss.backward()
+    stage.step(make_batch(tiny_model)).loss.backward()  # type: ignore[no-untyped-call]
     touched = {name for name, parameter in tiny_model.named_parameters() if parameter.grad is not None and bool(parameter.grad.any())}
     assert touched == set(tiny_model.named_part_parameters("reasoning"))
 
@@ -67,7 +67,7 @@ def test_inner_epochs_train_on_the_same_thoughts_and_then_sample_anew(tiny_model
         stage.micro_step = micro_step
         optimizer.zero_grad()
         output = stage.step(batch)
-        output.loss.backward()
+        output.loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         assert stage.rollouts is not None
         seen.append(stage.rollouts)
@@ -122,7 +122,7 @@ def test_what_is_rewarded_becomes_more_frequent(tiny_model: DualLoRAModel, make_
         stage.micro_step = micro_step
         optimizer.zero_grad()
         output = stage.step(batch)
-        output.loss.backward()
+        output.loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         lengths.append(output.metrics["think_tokens"].item())
     assert sum(lengths[-5:]) < 0.7 * sum(lengths[:5])
@@ -139,6 +139,6 @@ def test_every_loss_type_and_gradient_checkpointing_run(
             model.enable_gradient_checkpointing()
         stage = stage_of(model, loss_type=loss_type)
         output = stage.step(make_batch(model, 3))
-        output.loss.backward()
+        output.loss.backward()  # type: ignore[no-untyped-call]
         losses.append(output.loss.item())
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)

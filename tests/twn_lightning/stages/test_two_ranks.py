@@ -28,7 +28,7 @@ def step(name: str, model: DualLoRAModel, pairs: list[Pair]) -> dict[str, Tensor
     weights = CotSftWeights(cot=0.0)  # a mean over tokens of a rank, not of all ranks
     stage = ContrastiveStage(model, OPTIM, temperature=0.1) if name == "contrastive" else CotSftStage(model, OPTIM, temperature=0.1, weights=weights)
     output = stage.step(PairCollator(model.processor, with_cot=True, max_negatives=1)(pairs))
-    output.loss.backward()
+    output.loss.backward()  # type: ignore[no-untyped-call]
     parts = model.named_part_parameters("embedding", "queries")
     gradients = {name: parameter.grad for name, parameter in parts.items() if parameter.grad is not None}
     return {"loss": output.loss.detach(), "hit_at_1": next(value for name, value in output.metrics.items() if "hit_at_1" in name), **gradients}
@@ -66,4 +66,4 @@ def test_two_ranks_of_four_are_one_of_eight(name: str, make_model: ModelMaker, m
     means = torch.load(tmp_path / "means.pt", weights_only=True)
     assert means.keys() == whole.keys()
     for key, value in whole.items():
-        torch.testing.assert_close(means[key], value, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(means[key], value, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")  # type: ignore[misc]

@@ -108,6 +108,20 @@ class Prompt:
     visual_mask: Tensor | None = None
     deepstack: tuple[Tensor, ...] = ()
 
+    def select(self, rows: Tensor) -> Prompt:
+        """The given rows, in the given order; a row may be named several times.
+
+        Args:
+            rows: Row numbers, ``(R,)``.
+        """
+        visual_mask, deepstack = self.visual_mask, self.deepstack
+        if visual_mask is not None:
+            number = (visual_mask.flatten().cumsum(0) - 1).reshape(visual_mask.shape)
+            visual_mask = visual_mask[rows]
+            chosen = number[rows][visual_mask]
+            deepstack = tuple(features[chosen] for features in deepstack)
+        return Prompt(self.embeddings[rows], self.position_ids[:, rows], self.next_position[rows], visual_mask, deepstack)
+
 
 class Backbone(Protocol):
     """A frozen multimodal language model. Implementations are `nn.Module`s."""
