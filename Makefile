@@ -18,6 +18,8 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PIP := $(PYTHON) -m pip install --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 SETTINGS := --config $(CONFIG) --profile $(PROFILE) --run $(RUN) $(OVERRIDES)
+# Commands on a run that is there take the settings that it was made with.
+FINISHED := --run $(RUN) $(OVERRIDES)
 
 # Spinning OpenMP threads collapse when something else wants the cores.
 export OMP_WAIT_POLICY := PASSIVE
@@ -62,13 +64,13 @@ train-stage3:  ## Routing gate, on the model's own thoughts
 train-stage4:  ## GRPO on the reasoning adapter
 
 evaluate: $(STAMP)  ## Test tasks on a finished run: never, always, auto, oracle
-	$(PYTHON) -m experiments.evaluate $(SETTINGS)
+	$(PYTHON) -m experiments.evaluate $(FINISHED)
 
 ablations: $(STAMP)  ## Every ablation of experiments/sweep.py, as nested MLflow runs
 	$(PYTHON) -m experiments.sweep all $(SETTINGS)
 
 ablation-gate: $(STAMP)  ## Gate modes and a threshold sweep on a finished run
-	$(PYTHON) -m experiments.ablation_gate $(SETTINGS)
+	$(PYTHON) -m experiments.ablation_gate $(FINISHED)
 
 bench-stage1: $(STAMP)  ## Time and memory of stage 1 against plain LoRA contrastive training
 	$(PYTHON) -m experiments.bench_stage1 --config $(CONFIG) --profile $(PROFILE) $(OVERRIDES)

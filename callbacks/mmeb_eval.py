@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from callbacks.sinks import StepClock, log_metrics, log_text
 from twn_lightning.distributed import world_size
 from twn_lightning.errors import ConfigError
+from twn_lightning.evaluation.encode import KnownItems
 from twn_lightning.evaluation.evaluate import Mode, ThinkSides, evaluate_task
 from twn_lightning.evaluation.report import Report, ReportRow
 from twn_lightning.evaluation.task import RetrievalTask
@@ -95,6 +96,7 @@ class MmebEval(Callback):
         """Evaluates all tasks now, logs, and keeps the report."""
         assert isinstance(pl_module, StageModule)
         log.info("%s, step %d: %d tasks, %s", self.prefix, trainer.global_step, len(self.tasks), " and ".join(self.modes))
+        known: KnownItems = {}
         results = [
             evaluate_task(
                 pl_module.model,
@@ -104,6 +106,7 @@ class MmebEval(Callback):
                 batch_size=self.batch_size,
                 decoding=self.decoding,
                 device=pl_module.device,
+                known=known,
             )
             for task in self.tasks
         ]

@@ -33,8 +33,8 @@ def main(arguments: Sequence[str]) -> None:
         TwnError: Something the user can mend.
     """
     parser = new_parser("ablation_gate", __doc__)
-    add_settings(parser)
-    config = settings(parser.parse_intermixed_args(arguments))
+    add_settings(parser, of_run=True)
+    config = settings(parser.parse_intermixed_args(arguments), of_run=True)
     folder = require_finished(config)
     prepare_process()
     compare(config, folder)

@@ -153,14 +153,15 @@ def _cached_vectors(model: DualLoRAModel, inputs: Inputs) -> Tensor:
 
 
 def _plain_vectors(model: DualLoRAModel, inputs: Inputs) -> Tensor:
+    import torch
     from torch.nn.functional import normalize
 
     from twn_lightning.models.adapters import lora_layers, use_adapter
-    from twn_lightning.models.prefix import last_token
 
     with use_adapter(lora_layers(model.backbone.model), "embedding"):
         hidden = model.backbone.decode_layers(model.backbone.prompt(inputs), inputs.attention_mask, None)
-    return normalize(last_token(hidden, inputs.attention_mask).float(), dim=-1)
+    last = inputs.attention_mask.shape[1] - 1 - inputs.attention_mask.flip(1).int().argmax(1)  # padding may stand on either side
+    return normalize(hidden[torch.arange(len(hidden)), last].float(), dim=-1)
 
 
 def _memory_alone(arguments: Sequence[str], variant: str) -> float:

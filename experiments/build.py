@@ -31,7 +31,7 @@ from experiments.runs import Step, resolve_backbone
 from twn_lightning.batches import GateBatch, PairBatch
 from twn_lightning.configs.load import flatten
 from twn_lightning.configs.model import DecodingConfig, LoraConfig
-from twn_lightning.configs.run import RunConfig
+from twn_lightning.configs.run import RunConfig, SourceConfig
 from twn_lightning.configs.stages import ContrastiveConfig, CotSftConfig, GrpoConfig, OptimConfig
 from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.evaluate import Mode
@@ -118,12 +118,13 @@ def _lora(config: LoraConfig) -> LoraSpec:
 # The data
 
 
-def build_sources(config: RunConfig, split: str) -> dict[str, PairSource]:
+def build_sources(config: RunConfig, split: str, *, with_cot: bool = False) -> dict[str, PairSource]:
     """Pair sources by name.
 
     Args:
         config: The run's settings.
-        split: "train" (the suite's training pairs and the user's own sources) or "validation" (the suite's validation pairs).
+        split: "train" (the suite's training pairs, then the user's own sources) or "validation" (the suite's validation pairs).
+        with_cot: The pairs are to bring their chains of thought; a user's row without them is reported here, not when its batch comes.
 
     Raises:
         ConfigError: A weight or a task names nothing that is there.
@@ -134,7 +135,7 @@ def build_sources(config: RunConfig, split: str) -> dict[str, PairSource]:
         suite = load_pairs("train" if split == "train" else "validation", tasks=config.data.tasks, num_pairs=config.data.num_pairs)
         sources.extend(suite.values())
     if split == "train":
-        sources.extend(open_source(source.kind, source.options) for source in config.data.sources)
+        sources.extend(_open(source, with_cot=with_cot) for source in config.data.sources)
     named = by_name(sources)
     unknown = [name for name in config.data.weights if name not in named and name not in SUITE_TASKS]
     if split == "train" and unknown:
@@ -142,12 +143,21 @@ def build_sources(config: RunConfig, split: str) -> dict[str, PairSource]:
     return named
 
 
-def source_weights(config: RunConfig) -> dict[str, float]:
-    """Relative share of batches by source name; weights of the suite's tasks that this run leaves out are left out too."""
-    own = [open_source(source.kind, source.options).name for source in config.data.sources]
-    chosen = (config.data.tasks or tuple(SUITE_TASKS)) if config.data.suite == "mini" else ()
-    given = {name: weight for name, weight in config.data.weights.items() if name in chosen or name not in SUITE_TASKS}
+def source_weights(config: RunConfig, sources: Mapping[str, PairSource]) -> dict[str, float]:
+    """Relative share of batches by source name; weights of the suite's tasks that this run leaves out are left out too.
+
+    Args:
+        config: The run's settings.
+        sources: Of `build_sources` for training, the user's own last.
+    """
+    own = list(sources)[len(sources) - len(config.data.sources) :]
+    given = {name: weight for name, weight in config.data.weights.items() if name in sources}
     return {**{name: source.weight for name, source in zip(own, config.data.sources, strict=True)}, **given}
+
+
+def _open(source: SourceConfig, *, with_cot: bool) -> PairSource:
+    needs_cot = with_cot and source.kind == "jsonl" and source.weight > 0
+    return open_source(source.kind, {**source.options, "with_cot": True} if needs_cot else source.options)
 
 
 def build_tasks(config: RunConfig, split: str, *, max_queries: int | None) -> list[RetrievalTask]:
@@ -163,9 +173,9 @@ def build_tasks(config: RunConfig, split: str, *, max_queries: int | None) -> li
     return load_tasks("test" if split == "test" else "validation", tasks=config.data.tasks, max_queries=max_queries)
 
 
-def data_tags(config: RunConfig) -> dict[str, str]:
-    """What the run is trained on, for the tracker."""
-    sources = build_sources(config, "train")
+def data_tags(config: RunConfig, *, with_cot: bool = False) -> dict[str, str]:
+    """What the run is trained on, for the tracker; reads it as `build_sources` does."""
+    sources = build_sources(config, "train", with_cot=with_cot)
     revision = data_revision() if config.data.suite == "mini" else "none"
     return {"data_revision": revision, **{f"data.{name}": source.digest() for name, source in sources.items()}}
 
@@ -176,15 +186,17 @@ def build_pair_data(config: RunConfig, step: Step, processor: Processor) -> Pair
     sections: dict[str, ContrastiveConfig | CotSftConfig | GrpoConfig]
     sections = {"contrastive": stages.contrastive, "cot_sft": stages.cot_sft, "grpo": stages.grpo}
     section = sections[step.section]
+    with_cot = step.section == "cot_sft"
     validation = build_sources(config, "validation") if config.data.validation_batches and step.section != "grpo" else {}
+    sources = build_sources(config, "train", with_cot=with_cot)
     return PairDataModule(
-        build_sources(config, "train"),
+        sources,
         processor,
         batch_size=section.batch_size,
         num_steps=section.steps,
         seed=config.seed,
-        weights=source_weights(config),
-        with_cot=step.section == "cot_sft",
+        weights=source_weights(config, sources),
+        with_cot=with_cot,
         max_negatives=section.max_negatives,
         repeat=stages.grpo.inner_epochs if step.section == "grpo" else 1,
         num_workers=config.trainer.num_workers,
@@ -197,13 +209,14 @@ def build_label_data(config: RunConfig, processor: Processor) -> PairDataModule:
     """The pairs from which stage 3 makes its examples, evenly spread over the sources; the user's own files have no split but "train"."""
     gate = config.stages.gate
     split = gate.split if config.data.suite != "none" else "train"
+    sources = build_sources(config, split)
     return PairDataModule(
-        build_sources(config, split),
+        sources,
         processor,
         batch_size=gate.label_batch_size,
         num_steps=max(1, gate.num_pairs // gate.label_batch_size),
         seed=config.seed + 1,
-        weights=source_weights(config) if split == "train" else None,
+        weights=source_weights(config, sources) if split == "train" else None,
         num_workers=config.trainer.num_workers,
     )
 
@@ -219,6 +232,7 @@ def build_gate_data(config: RunConfig, examples: GateBatch) -> GateDataModule:
         seed=config.seed,
         dead_zone=gate.dead_zone,
         margin=gate.margin,
+        balanced=gate.balanced,
     )
 
 

@@ -17,6 +17,7 @@ from twn_lightning.configs.load import load_config
 from twn_lightning.configs.run import RunConfig
 from twn_lightning.errors import ConfigError, DataError, TwnError
 
+CONFIG, PROFILE = "mini", "cpu"
 FAILED = 1
 STOPPED = 130
 
@@ -47,25 +48,38 @@ def new_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     )
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add ``--config``, ``--profile``, ``--run`` and the ``key=value`` overrides."""
-    parser.add_argument("--config", default="mini", metavar="NAME", help="a YAML file, or the name of one in experiments/configs (default: mini)")
+def add_settings(parser: argparse.ArgumentParser, *, of_run: bool = False) -> None:
+    """Add ``--config``, ``--profile``, ``--run`` and the ``key=value`` overrides.
+
+    Args:
+        parser: Gets them.
+        of_run: The command works on a run that is there, with the settings that it was made with.
+    """
+    own = "the run's own" if of_run else ""
+    parser.add_argument("--config", metavar="NAME", help=f"a YAML file, or the name of one in experiments/configs (default: {own or CONFIG})")
     parser.add_argument(
-        "--profile", default="cpu", metavar="NAME", help="a YAML file, or the name of one in experiments/configs/profiles (default: cpu)"
+        "--profile", metavar="NAME", help=f"a YAML file, or the name of one in experiments/configs/profiles (default: {own or PROFILE})"
     )
     parser.add_argument("--run", metavar="NAME", help="name of the run, and of its folder (default: the config's name)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the files, e.g. seed=2 stages.grpo.group_size=4")
 
 
-def settings(arguments: argparse.Namespace) -> RunConfig:
+def settings(arguments: argparse.Namespace, *, of_run: bool = False) -> RunConfig:
     """The run's settings, checked as far as it goes without torch: ranges, backbone folder, the user's files.
+
+    Args:
+        arguments: What was given on the command line.
+        of_run: Begin with the ``config.yaml`` in the run's folder, if there is one and no other was given.
 
     Raises:
         ConfigError: A setting is wrong.
         DataError: A file named in data.sources is missing.
     """
     overrides = [*arguments.overrides, *([f"name={arguments.run}"] if arguments.run else [])]
-    config = load_config(arguments.config, folder=CONFIGS, profile=arguments.profile, overrides=overrides)
+    config = load_config(arguments.config or CONFIG, folder=CONFIGS, profile=arguments.profile or PROFILE, overrides=overrides)
+    written = RunFolder(config).path / "config.yaml"
+    if of_run and arguments.config is None and written.is_file():
+        config = load_config(written, folder=CONFIGS, profile=arguments.profile, overrides=overrides)
     resolve_backbone(config.backbone.path)
     for source in config.data.sources:
         path = source.options.get("path")

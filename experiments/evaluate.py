@@ -28,9 +28,9 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = new_parser("evaluate", __doc__)
     parser.add_argument("--sides", choices=("set", "all"), default="set", help="the side of evaluation.think_sides, or all three (default: set)")
-    add_settings(parser)
+    add_settings(parser, of_run=True)
     parsed = parser.parse_intermixed_args(arguments)
-    config = settings(parsed)
+    config = settings(parsed, of_run=True)
     folder = require_finished(config)
     prepare_process()
     evaluate(config, folder, SIDES if parsed.sides == "all" else (config.evaluation.think_sides,))

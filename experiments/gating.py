@@ -14,9 +14,9 @@ from torch import Tensor
 from experiments.build import build_decoding, build_label_data
 from experiments.display import progress
 from experiments.runs import write_atomically
-from twn_lightning.batches import GateBatch
+from twn_lightning.batches import GateBatch, Item
 from twn_lightning.configs.run import RunConfig
-from twn_lightning.evaluation.encode import EncodedItems, encode_items
+from twn_lightning.evaluation.encode import EncodedItems, KnownItems, encode_items
 from twn_lightning.evaluation.evaluate import SweepPoint, threshold_sweep
 from twn_lightning.evaluation.self_label import GateExamples, fit_threshold, self_label
 from twn_lightning.evaluation.task import RetrievalTask
@@ -48,7 +48,7 @@ def gate_examples(config: RunConfig, model: DualLoRAModel, folder: Path) -> Gate
     if not path.is_file():
         _store(_label(config, model), path)
     tensors = load_file(str(path))
-    return GateBatch(state=tensors["state"], gain=tensors["gain"])
+    return GateBatch(state=tensors["state"], gain=tensors["gain"], num_reasoning_tokens=tensors["num_reasoning_tokens"])
 
 
 def _label(config: RunConfig, model: DualLoRAModel) -> GateExamples:
@@ -87,7 +87,7 @@ def choose_threshold(config: RunConfig, model: DualLoRAModel, tasks: Sequence[Re
 
     Args:
         config: The run's settings.
-        model: Gets ``gate.threshold`` and ``gate.curve``.
+        model: Gets ``gate.threshold`` and ``gate.curve``, whose tokens are means an input.
         tasks: Validation tasks.
         examples: Used if there are no tasks.
 
@@ -97,14 +97,22 @@ def choose_threshold(config: RunConfig, model: DualLoRAModel, tasks: Sequence[Re
     if not tasks:
         with torch.no_grad():
             probability = model.gate.probability(examples.state.to(model.device)).cpu()
-        fit = fit_threshold(probability, examples.gain, torch.ones_like(examples.gain))
+        assert examples.num_reasoning_tokens is not None
+        fit = fit_threshold(probability, examples.gain, examples.num_reasoning_tokens)
         model.gate.threshold, model.gate.curve = fit.threshold, fit.as_dicts()
         return []
-    points = mean_sweep(encode_tasks(config, model, tasks), THRESHOLDS)
+    encoded = encode_tasks(config, model, tasks)
+    points = mean_sweep(encoded, THRESHOLDS)
+    num_inputs = sum(len(each.queries) + len(each.candidates) for each in encoded)
     chosen = cheapest(points, tolerance=config.stages.gate.tolerance)
     model.gate.threshold = chosen.threshold
     model.gate.curve = [
-        {"threshold": point.threshold, "quality": point.score, "reasoning_tokens": float(point.reasoning_tokens), "think_rate": point.think_rate}
+        {
+            "threshold": point.threshold,
+            "quality": point.score,
+            "reasoning_tokens": point.reasoning_tokens / num_inputs,
+            "think_rate": point.think_rate,
+        }
         for point in points
     ]
     return points
@@ -114,17 +122,18 @@ def encode_tasks(config: RunConfig, model: DualLoRAModel, tasks: Sequence[Retrie
     """Encode queries and candidates once, thinking always, so that every mode and threshold can be scored."""
     decoding = build_decoding(config.decoding)
     encoded = []
+    known: KnownItems = {}
     with progress("encoding tasks", shown=config.trainer.progress_bar) as advance:
         for number, task in enumerate(tasks):
             queries = _encode(config, model, [query.item for query in task.queries], decoding)
-            candidates = _encode(config, model, list(task.candidates.values()), decoding)
+            candidates = _encode(config, model, list(task.candidates.values()), decoding, known)
             encoded.append(EncodedTask(task, queries, candidates))
             advance(number + 1, len(tasks))
     return encoded
 
 
-def _encode(config: RunConfig, model: DualLoRAModel, items: Sequence[object], decoding: Decoding) -> EncodedItems:
-    return encode_items(model, items, batch_size=config.evaluation.batch_size, think="always", decoding=decoding)  # type: ignore[arg-type]
+def _encode(config: RunConfig, model: DualLoRAModel, items: Sequence[Item], decoding: Decoding, known: KnownItems | None = None) -> EncodedItems:
+    return encode_items(model, items, batch_size=config.evaluation.batch_size, think="always", decoding=decoding, known=known)
 
 
 def mean_sweep(encoded: Sequence[EncodedTask], thresholds: Sequence[float]) -> list[SweepPoint]:

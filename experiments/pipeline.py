@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import datamodules  # noqa: F401  (first: it prepares the import of torchvision, on which lightning depends)
@@ -14,7 +14,6 @@ import datamodules  # noqa: F401  (first: it prepares the import of torchvision,
 # isort: split
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 
-from datamodules.sources import open_source
 from experiments.build import (
     AnyStage,
     build_callbacks,
@@ -28,7 +27,7 @@ from experiments.build import (
 )
 from experiments.gating import choose_threshold, gate_examples
 from experiments.results import evaluate_tasks, log_report, make_report, save_report, show_report
-from experiments.runs import STEPS, RunFolder, Step, next_command, resolve_backbone
+from experiments.runs import STEPS, RunFolder, Step, resolve_backbone
 from experiments.tracking import Tracking, TrackingLogger, environment_tags
 from twn_lightning.batches import GateBatch
 from twn_lightning.checkpoints import load_bundle_into, save_bundle
@@ -42,12 +41,13 @@ from twn_lightning.models.dual_lora import DualLoRAModel
 log = logging.getLogger(__name__)
 
 
-def run_pipeline(config: RunConfig, command: str) -> Report | None:
+def run_pipeline(config: RunConfig, command: str, given: Sequence[str] = ()) -> Report | None:
     """Train what a command asks for.
 
     Args:
         config: The run's settings.
         command: "stage1" … "stage4", or "all" for the four and the test tasks.
+        given: What the command line gave besides the command, for the hint at what comes next.
 
     Returns:
         The report on the test tasks after "all"; None otherwise, and where there are no tasks.
@@ -56,11 +56,9 @@ def run_pipeline(config: RunConfig, command: str) -> Report | None:
         TwnError: Something the user can mend.
         KeyboardInterrupt: Training was stopped; the same command goes on.
     """
-    folder = RunFolder(config)
+    folder = RunFolder(config, given)
     folder.create()
-    tags = data_tags(config)
-    if command in ("stage2", "all"):
-        check_thoughts(config)
+    tags = data_tags(config, with_cot=command in ("stage2", "all"))
     model = build_model(config)
     log_parameters(model)
     tracking = Tracking(config, folder.path, tags)
@@ -77,7 +75,7 @@ def run_pipeline(config: RunConfig, command: str) -> Report | None:
         if command == "all":
             report = final_report(config, model, folder, tracking)
     if command != "all":
-        _say_what_comes_next(config, folder)
+        _say_what_comes_next(folder)
     return report
 
 
@@ -142,17 +140,6 @@ def fit(trainer: Trainer, stage: AnyStage, data: LightningDataModule, checkpoint
         raise
     finally:
         signal.signal(signal.SIGINT, handler)
-
-
-def check_thoughts(config: RunConfig) -> None:
-    """Find a missing chain of thought in the user's files now, and not when stage 2 comes to it.
-
-    Raises:
-        DataError: Names file and line.
-    """
-    for source in config.data.sources:
-        if source.kind == "jsonl" and source.options.get("on_error") != "skip":
-            open_source(source.kind, {**source.options, "with_cot": True})
 
 
 def final_report(config: RunConfig, model: DualLoRAModel, folder: RunFolder, tracking: Tracking) -> Report | None:
@@ -226,9 +213,6 @@ def _backbone_for(config: RunConfig, bundle: Path) -> Path:
     return backbone if common == Path(common.anchor) else backbone.relative_to(common)
 
 
-def _say_what_comes_next(config: RunConfig, folder: RunFolder) -> None:
+def _say_what_comes_next(folder: RunFolder) -> None:
     waiting = [step for step in STEPS if not folder.is_done(step)]
-    if waiting:
-        log.info("next: %s", next_command(waiting[0], config))
-    else:
-        log.info("next: python -m experiments.train all --run %s (the test tasks)", config.name)
+    log.info("next: %s", folder.command(waiting[0].command if waiting else "all"))

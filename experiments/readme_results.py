@@ -26,9 +26,9 @@ def main(arguments: Sequence[str]) -> None:
     parser = new_parser("readme_results", __doc__)
     default = Path(__file__).parents[1] / "README.md"
     parser.add_argument("--readme", type=Path, default=default, help="the file to rewrite (default: the repository's)")
-    add_settings(parser)
+    add_settings(parser, of_run=True)
     parsed = parser.parse_intermixed_args(arguments)
-    config = settings(parsed)
+    config = settings(parsed, of_run=True)
     path = require_finished(config).path / "report.json"
     if not path.is_file():
         raise ConfigError(f"Run {config.name!r} has no {path}: run 'python -m experiments.train all --run {config.name}' first.")

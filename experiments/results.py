@@ -9,10 +9,11 @@ from typing import cast
 from matplotlib.figure import Figure
 
 from experiments.build import build_decoding
-from experiments.display import progress, report_table, show
+from experiments.display import has_room, progress, report_table, show
 from experiments.runs import write_atomically
 from experiments.tracking import TrackingLogger
 from twn_lightning.configs.run import RunConfig
+from twn_lightning.evaluation.encode import KnownItems
 from twn_lightning.evaluation.evaluate import Mode, TaskResult, ThinkSides, evaluate_task
 from twn_lightning.evaluation.figures import task_bars
 from twn_lightning.evaluation.report import Report, task_labels, write_prediction_files
@@ -38,6 +39,7 @@ def evaluate_tasks(
         think_sides: Replaces the settings' own.
     """
     results = []
+    known: KnownItems = {}
     with progress("evaluating tasks", shown=config.trainer.progress_bar) as advance:
         for number, task in enumerate(tasks):
             results.append(
@@ -49,6 +51,7 @@ def evaluate_tasks(
                     threshold=threshold,
                     batch_size=config.evaluation.batch_size,
                     decoding=build_decoding(config.decoding),
+                    known=known,
                 )
             )
             advance(number + 1, len(tasks))
@@ -100,4 +103,4 @@ def log_report(report: Report, folder: Path, logger: TrackingLogger, parent: Tra
 
 def show_report(report: Report, title: str) -> None:
     """Print the table."""
-    show(report_table(report, title))
+    show(report_table(report, title, wide=has_room()))

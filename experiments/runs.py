@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,21 +64,22 @@ def resolve_backbone(path: str) -> Path:
     )
 
 
-def next_command(step: Step, config: RunConfig) -> str:
-    """The command line that does a step of this run."""
-    return f"python -m experiments.train {step.command} --run {config.name}"
-
-
 class RunFolder:
     """Where a run keeps its steps.
 
     Args:
         config: The run's settings; the folder is ``output_dir/name``.
+        given: What the command line gave besides the stage; the command that comes next needs it too.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, given: Sequence[str] = ()) -> None:
         self.config = config
+        self.given = tuple(given) or ("--run", config.name)
         self.path = Path(config.output_dir).resolve() / config.name
+
+    def command(self, name: str) -> str:
+        """The command line that trains a stage of this run, or all."""
+        return shlex.join(["python", "-m", "experiments.train", name, *self.given])
 
     def create(self) -> None:
         """Make the folder and write the resolved settings into it.
@@ -133,7 +135,7 @@ class RunFolder:
             if not self.is_done(before):
                 raise CheckpointError(
                     f"{steps[0].title} of run {self.config.name!r} goes on from {before.title}, which has not finished in {self.path}: "
-                    f"run '{next_command(before, self.config)}' first (or make train-{before.command} RUN={self.config.name})."
+                    f"run '{self.command(before.command)}' first, or make train-{before.command} with the same variables."
                 )
         for step in STEPS[: STEPS.index(steps[-1]) + 1]:
             self._check_settings(step)

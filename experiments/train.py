@@ -29,14 +29,16 @@ def main(arguments: Sequence[str]) -> None:
         near = difflib.get_close_matches(parsed.stage, COMMANDS, n=1, cutoff=0.5)
         raise ConfigError(f"There is no stage {parsed.stage!r}.{f' Did you mean {near[0]!r}?' if near else ''} Available: {', '.join(COMMANDS)}.")
     config = settings(parsed)
-    folder = RunFolder(config)
+    given = list(arguments)
+    given.remove(parsed.stage)
+    folder = RunFolder(config, given)
     folder.check(parsed.stage)
     folder.create()
 
     prepare_process()
     from experiments.pipeline import run_pipeline  # torch is loaded here, after everything was checked
 
-    run_pipeline(config, parsed.stage)
+    run_pipeline(config, parsed.stage, given)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,14 @@ def test_stage_targets_name_their_own_stage(number: int) -> None:
     assert f"-m experiments.train stage{number} --config mini --profile cpu --run r" in shown
 
 
+def test_a_second_install_installs_nothing(tmp_path: Path) -> None:
+    first = subprocess.run(["make", "-n", "install", f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (tmp_path / ".installed").touch()
+    second = subprocess.run(["make", "-n", "install", f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "pip install" in first
+    assert "pip" not in second
+
+
 def test_constraints_satisfy_every_exact_pin() -> None:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")

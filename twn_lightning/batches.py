@@ -119,9 +119,20 @@ class Inputs:
             video_grid_thw=video_grid,
         )
 
-    def repeat(self, times: int) -> Inputs:
-        """Each row ``times`` times in a run: row i becomes rows ``i * times … i * times + times - 1``."""
-        return self.select(torch.arange(len(self), device=self.device).repeat_interleave(times))
+    def distinct(self) -> tuple[Tensor, Tensor]:
+        """Rows that equal no earlier one, ``(R,)``, and which of those each row equals, ``(B,)``; best asked for on the CPU."""
+        found: dict[bytes, int] = {}
+        rows: list[int] = []
+        places: list[int] = []
+        for row in range(len(self)):
+            one = self.select(self.images_per_row.new_tensor([row]))
+            values = (getattr(one, field.name) for field in dataclasses.fields(one))
+            content = b"".join(value.cpu().numpy().tobytes() for value in values if value is not None)
+            if content not in found:
+                found[content] = len(rows)
+                rows.append(row)
+            places.append(found[content])
+        return self.images_per_row.new_tensor(rows), self.images_per_row.new_tensor(places)
 
 
 @dataclass(frozen=True)
@@ -196,10 +207,12 @@ class GateBatch:
     Attributes:
         state: What the gate reads: the pre-normalisation discriminative state, ``(B, H)``.
         gain: delta = u_gen - u_disc in nats, where u is the log-softmax score of the positive among its candidates, ``(B,)``.
+        num_reasoning_tokens: What the thought cost, ``(B,)``, or None where nobody asks.
     """
 
     state: Tensor
     gain: Tensor
+    num_reasoning_tokens: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.state.shape[0])

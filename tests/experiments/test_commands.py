@@ -33,6 +33,12 @@ def test_evaluate_compares_the_sides(finished_run: RunConfig, arguments: list[st
     assert "thinking side: candidate" in capsys.readouterr().out
 
 
+def test_a_command_on_a_run_takes_the_settings_it_was_made_with(finished_run: RunConfig) -> None:
+    evaluate.main(["--run", "done", f"output_dir={finished_run.output_dir}"])
+    rows = json.loads((RunFolder(finished_run).path / "evaluation" / "both" / "report.json").read_text())["rows"]
+    assert {row["name"]: row["num_queries"] for row in rows} == {"DigitSum": 4, "FlagName": 4}
+
+
 def test_the_gate_ablation_makes_comparable_runs(finished_run: RunConfig, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     ablation_gate.main(arguments)
     assert "Threshold sweep" in capsys.readouterr().out

@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch import Trainer
+from rich.console import Console
 from torch.utils.data import DataLoader
 
 from experiments import display, progress_bar
 from experiments.command_line import StandardError
 from experiments.display import ProgressLines, progress
 from experiments.progress_bar import StageProgressBar
+from experiments.runs import RunFolder
 from twn_lightning.batches import GateBatch
+from twn_lightning.configs.run import RunConfig
+from twn_lightning.evaluation.report import Report
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.stages.base import OptimSpec
 from twn_lightning.stages.gate import GateStage
@@ -43,7 +47,10 @@ def test_lines_come_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch,
     assert caplog.messages == ["labelling: 4/5, loss 0.5, 0:00:24", "labelling: 5/5, loss 0.5, 0:00:30"]
 
 
-def test_without_a_terminal_progress_is_lines(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_progress_is_lines(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(display, "has_terminal", lambda: False)
     caplog.set_level(logging.INFO)
     with progress("encoding tasks") as advance:
         advance(1, 2)
@@ -62,8 +69,9 @@ def test_on_a_terminal_progress_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_a_stage_without_a_terminal_says_its_loss(
-    stage_and_data: tuple[GateStage, DataLoader[GateBatch]], caplog: pytest.LogCaptureFixture, tmp_path: Path
+    stage_and_data: tuple[GateStage, DataLoader[GateBatch]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(progress_bar, "has_terminal", lambda: False)
     caplog.set_level(logging.INFO)
     fit(StageProgressBar("stage 3 · routing gate"), *stage_and_data, tmp_path)
     (line,) = [message for message in caplog.messages if message.startswith("stage 3")]
@@ -86,3 +94,17 @@ def test_a_log_line_goes_to_the_standard_error_of_that_moment(monkeypatch: pytes
     monkeypatch.setattr(sys, "stderr", live)
     handler(logging.makeLogRecord({"msg": "above the bar"}))
     assert live.getvalue() == "above the bar\n"
+
+
+def test_a_table_fits_a_terminal_of_eighty_columns(finished_run: RunConfig) -> None:
+    report = Report.from_json((RunFolder(finished_run).path / "report.json").read_text())
+    shown = {}
+    for wide, width in ((True, 110), (False, 80)):
+        console = Console(width=width, file=io.StringIO())
+        console.print(display.report_table(report, "Test tasks", wide=wide))
+        assert isinstance(console.file, io.StringIO)
+        shown[wide] = console.file.getvalue()
+        assert "…" not in shown[wide]
+        assert "composing (mean of 1)" in shown[wide]
+    assert "hit@1" in shown[True]
+    assert "hit@1" not in shown[False]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from experiments import gating
+from experiments.build import build_tasks
 from experiments.gating import choose_threshold, gate_examples, mean_sweep
 from experiments.runs import CONFIGS
 from twn_lightning.batches import GateBatch
@@ -29,6 +30,8 @@ def test_examples_are_made_once(config: RunConfig, tiny_model: DualLoRAModel, tm
     again = gate_examples(config, tiny_model, tmp_path)
     assert torch.equal(made.state, again.state)
     assert torch.equal(made.gain, again.gain)
+    assert again.num_reasoning_tokens is not None
+    assert int(again.num_reasoning_tokens.min()) >= 1
     assert len((tmp_path / "gate_examples.jsonl").read_text().splitlines()) == len(made)
 
 
@@ -36,9 +39,18 @@ def test_without_tasks_the_threshold_follows_the_gain(config: RunConfig, tiny_mo
     state = torch.randn(64, tiny_model.hidden_size, generator=torch.Generator().manual_seed(0))
     probability = tiny_model.gate.probability(state).detach()
     gain = torch.where(probability > probability.median(), 1.0, -1.0)
-    assert choose_threshold(config, tiny_model, [], GateBatch(state=state, gain=gain)) == []
+    num_tokens = torch.arange(64)
+    assert choose_threshold(config, tiny_model, [], GateBatch(state=state, gain=gain, num_reasoning_tokens=num_tokens)) == []
     assert torch.equal(probability >= tiny_model.gate.threshold, gain > 0)
-    assert tiny_model.gate.curve
+    assert tiny_model.gate.curve[0] == {"threshold": 0.0, "quality": 0.0, "reasoning_tokens": 31.5, "think_rate": 1.0}
+
+
+def test_the_curve_of_validation_tasks_counts_tokens_an_input(config: RunConfig, tiny_model: DualLoRAModel) -> None:
+    tasks = build_tasks(config, "validation", max_queries=5)
+    points = choose_threshold(config, tiny_model, tasks, GateBatch(state=torch.zeros(0, 32), gain=torch.zeros(0)))
+    num_inputs = 5 + len(tasks[0].candidates)
+    assert [point["reasoning_tokens"] for point in tiny_model.gate.curve] == pytest.approx([point.reasoning_tokens / num_inputs for point in points])
+    assert 1.0 <= tiny_model.gate.curve[0]["reasoning_tokens"] <= config.decoding.max_new_tokens  # at threshold 0 all think
 
 
 def test_each_kind_counts_as_much(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def test_an_interrupted_step_is_not_done(tmp_path: Path) -> None:
 
 def test_other_settings_are_refused_for_what_they_touch(tmp_path: Path) -> None:
     finish(folder_of(tmp_path), 0)
-    with pytest.raises(ConfigError, match=r"begun with other settings: stages.contrastive.steps was 400 and is 5.*--run NAME"):
+    with pytest.raises(ConfigError, match=r"begun with other settings: stages.contrastive.steps was \d+ and is 5.*--run NAME"):
         folder_of(tmp_path, "stages.contrastive.steps=5").check("stage1")
     folder_of(tmp_path, "stages.grpo.steps=5", "evaluation.batch_size=3", "trainer.progress_bar=false").check("stage2")
 

@@ -1,5 +1,6 @@
 """Errors on the command line answer in half a second, before torch is loaded."""
 
+import re
 import resource
 import subprocess
 import sys
@@ -59,10 +60,10 @@ def test_no_error_waits_for_torch() -> None:
 
 
 def test_a_stage_says_which_command_comes_first(tmp_path: Path, backbone: str) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"stage 1 · contrastive.*'python -m experiments.train stage1 --run r' first \(or make train-stage1 RUN=r\)"
-    ):
-        main(["stage3", "--run", "r", f"output_dir={tmp_path}", backbone])
+    given = ["--run", "r", f"output_dir={tmp_path}", backbone, "--profile", "smoke"]
+    command = f"python -m experiments.train stage1 --run r output_dir={tmp_path} {backbone} --profile smoke"
+    with pytest.raises(CheckpointError, match=rf"stage 1 · contrastive.*'{re.escape(command)}' first, or make train-stage1"):
+        main([given[0], given[1], "stage3", *given[2:]])
 
 
 def test_an_unknown_backbone_is_named(tmp_path: Path) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from twn_lightning.batches import Item
+from twn_lightning.batches import ImageSource, Item
 from twn_lightning.errors import DataError
 from twn_lightning.models.outputs import Decoding
 
@@ -34,7 +36,7 @@ class EncodedItems:
         gate_probability: That thinking helps, ``(N,)``.
         num_reasoning_tokens: Tokens written, ``(N,)``.
         thoughts: What was written, without markers; empty for rows that did not think.
-        seconds: Wall-clock time of the pass.
+        seconds: Wall-clock time it took to encode them, that of items already known included.
         thought: Which rows thought in this pass, bool ``(N,)``.
     """
 
@@ -73,7 +75,11 @@ class EncodedItems:
         return int(self.num_reasoning_tokens[thinks].sum())
 
 
-def encode_items(
+KnownItems: TypeAlias = dict[tuple[ThinkMode, bytes], tuple[EncodedItems, int]]
+"""Think mode and content of an item → the batch it was encoded in, and its row there."""
+
+
+def encode_items(  # noqa: PLR0913 -- every argument but three has a default
     model: DualLoRAModel,
     items: Sequence[Item],
     *,
@@ -82,9 +88,12 @@ def encode_items(
     decoding: Decoding | None = None,
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
+    known: KnownItems | None = None,
     progress: ProgressCallback | None = None,
 ) -> EncodedItems:
     """Encodes items in batches of similar length; one prefill serves the discriminative vector, the gate and the thought.
+
+    Equal items are encoded once.
 
     Args:
         model: Is put in evaluation mode for the pass, and back afterwards.
@@ -94,6 +103,7 @@ def encode_items(
         decoding: How thoughts are written; greedy by default.
         device: Where to encode; the model's own by default.
         generator: For sampled decoding.
+        known: Items that this model encoded before with this decoding; they are not encoded again, and those encoded now are added.
         progress: Told after each batch.
 
     Raises:
@@ -103,26 +113,26 @@ def encode_items(
         raise DataError("There is nothing to encode: the list of items is empty.")
     decoding = decoding or Decoding()
     device = device if device is not None else next(model.parameters()).device
-    order = sorted(range(len(items)), key=lambda number: _length(items[number]), reverse=True)
-    started = time.perf_counter()
-    parts = []
+    known = {} if known is None else known
+    keys = [(think, _digest(item)) for item in items]
+    new = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
+    order = sorted(new, key=lambda key: _length(new[key]), reverse=True)
     with evaluating(model):
         for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            parts.append(_encode_batch(model, [items[row] for row in rows], think, decoding, device, generator))
+            batch = order[start : start + batch_size]
+            part = _encode_batch(model, [new[key] for key in batch], think, decoding, device, generator)
+            known.update({key: (part, row) for row, key in enumerate(batch)})
             if progress is not None:
-                progress(start + len(rows), len(order))
-    seconds = time.perf_counter() - started
-    place = torch.tensor(order).argsort()
-    thoughts = [text for part in parts for text in part.thoughts]
+                progress(len(items) - len(order) + start + len(batch), len(items))
+    rows = [known[key] for key in keys]
     return EncodedItems(
-        discriminative=torch.cat([part.discriminative for part in parts])[place],
-        generative=None if think == "never" else torch.cat([part.generative for part in parts if part.generative is not None])[place],
-        gate_probability=torch.cat([part.gate_probability for part in parts])[place],
-        num_reasoning_tokens=torch.cat([part.num_reasoning_tokens for part in parts])[place],
-        thoughts=tuple(thoughts[number] for number in place.tolist()),
-        seconds=seconds,
-        thought=torch.cat([part.thought for part in parts])[place],
+        discriminative=torch.stack([part.discriminative[row] for part, row in rows]),
+        generative=None if think == "never" else torch.stack([part.generative[row] for part, row in rows if part.generative is not None]),
+        gate_probability=torch.stack([part.gate_probability[row] for part, row in rows]),
+        num_reasoning_tokens=torch.stack([part.num_reasoning_tokens[row] for part, row in rows]),
+        thoughts=tuple(part.thoughts[row] for part, row in rows),
+        seconds=sum(part.seconds / len(part) for part, _ in dict(zip(keys, rows, strict=True)).values()),
+        thought=torch.stack([part.thought[row] for part, row in rows]),
     )
 
 
@@ -142,6 +152,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 def _encode_batch(
     model: DualLoRAModel, items: Sequence[Item], think: ThinkMode, decoding: Decoding, device: torch.device | str, generator: torch.Generator | None
 ) -> EncodedItems:
+    started = time.perf_counter()
     inputs = model.processor.inputs(items).to(device)
     encoded = model.encode(inputs, think=think, decoding=decoding, generator=generator)
     thinks = encoded.thinks.cpu()
@@ -155,10 +166,21 @@ def _encode_batch(
         gate_probability=encoded.gate_probability.float().cpu(),
         num_reasoning_tokens=encoded.num_reasoning_tokens.cpu(),
         thoughts=tuple(texts),
-        seconds=0.0,
+        seconds=time.perf_counter() - started,
         thought=thinks,
     )
 
 
 def _length(item: Item) -> tuple[bool, int, int]:
     return item.video is not None, len(item.images), len(item.instruction) + len(item.text)
+
+
+def _digest(item: Item) -> bytes:
+    """Names everything an item shows: words, decoded pictures by their pixels, and files by their path."""
+
+    def content(medium: ImageSource) -> bytes:
+        return str(medium).encode() if isinstance(medium, Path) else f"{medium.mode}{medium.size}".encode() + medium.tobytes()
+
+    frames = item.video if isinstance(item.video, tuple) else () if item.video is None else (item.video,)
+    parts = [repr((item.text, item.instruction, len(item.images), type(item.video))).encode(), *map(content, item.images), *map(content, frames)]
+    return hashlib.blake2b(b"".join(hashlib.blake2b(part, digest_size=16).digest() for part in parts), digest_size=16).digest()

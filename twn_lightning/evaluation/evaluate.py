@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from twn_lightning.errors import ConfigError
-from twn_lightning.evaluation.encode import EncodedItems, ProgressCallback, ThinkMode, encode_items
+from twn_lightning.evaluation.encode import EncodedItems, KnownItems, ProgressCallback, ThinkMode, encode_items
 from twn_lightning.evaluation.rank import TaskRanking, rank_task
 from twn_lightning.evaluation.task import RetrievalTask
 from twn_lightning.models.outputs import Decoding
@@ -65,7 +65,7 @@ class TaskResult:
         num_candidates: How many were encoded.
         think_sides: Which sides were allowed to think.
         threshold: What ``auto`` compared the gate's probability with.
-        seconds: Wall-clock time of the one encoding pass that serves all modes.
+        seconds: Wall-clock time of the one encoding pass that serves all modes; of candidates shared with an earlier task, as it took then.
         modes: Mode → figures.
     """
 
@@ -117,6 +117,7 @@ def evaluate_task(  # noqa: PLR0913 -- the public front door; every argument has
     batch_size: int = 32,
     decoding: Decoding | None = None,
     device: torch.device | str | None = None,
+    known: KnownItems | None = None,
     progress: ProgressCallback | None = None,
 ) -> TaskResult:
     """Encodes a task once and scores every mode asked for.
@@ -131,6 +132,7 @@ def evaluate_task(  # noqa: PLR0913 -- the public front door; every argument has
         batch_size: Items encoded together.
         decoding: How thoughts are written; greedy by default.
         device: The model's own by default.
+        known: Candidates of tasks evaluated before with this model and decoding, which share some; see `encode_items`.
         progress: Told after each batch, over queries and candidates together.
 
     Raises:
@@ -152,6 +154,7 @@ def evaluate_task(  # noqa: PLR0913 -- the public front door; every argument has
             think=think if think_sides in ("both", side) else "never",
             decoding=decoding,
             device=device,
+            known=known if side == "candidate" else None,
             progress=_shifted(progress, done, total),
         )
     return evaluate_encoded(

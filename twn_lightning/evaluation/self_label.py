@@ -99,7 +99,7 @@ def self_label(
 
     u is the log-softmax score of the right partner among the batch: of the positive among positives and hard negatives for a query, of the
     query among queries for a positive. Partners stay discriminative, and equal targets are left out. So an example's gain is that
-    of its own thinking alone.
+    of its own thinking alone. Equal inputs of a batch are encoded, and think, once.
 
     Args:
         model: Is put in evaluation mode, and back afterwards.
@@ -122,7 +122,7 @@ def self_label(
     done = 0
     with evaluating(model):
         for batch in batches:
-            parts.extend(_label_batch(model, batch.to(device), decoding or Decoding(), temperature, sides, generator))
+            parts.extend(_label_batch(model, batch, decoding or Decoding(), temperature, sides, device=torch.device(device), generator=generator))
             done += len(batch)
             if progress is not None:
                 progress(done, _num_pairs(batches, len(batch)))
@@ -184,25 +184,35 @@ def threshold_for_budget(curve: Sequence[ThresholdPoint], *, max_reasoning_token
 
 
 def _label_batch(
-    model: DualLoRAModel, batch: PairBatch, decoding: Decoding, temperature: float, sides: LabelSides, generator: torch.Generator | None
+    model: DualLoRAModel,
+    batch: PairBatch,
+    decoding: Decoding,
+    temperature: float,
+    sides: LabelSides,
+    *,
+    device: torch.device,
+    generator: torch.Generator | None,
 ) -> list[GateExamples]:
     def encode(inputs: Inputs, *, think: bool) -> Encoded:
-        return model.encode(inputs, think="always" if think else "never", decoding=decoding, generator=generator)
+        rows, places = inputs.distinct()
+        encoded = model.encode(inputs.select(rows).to(device), think="always" if think else "never", decoding=decoding, generator=generator)
+        return encoded.select(places.to(device))
 
     query = encode(batch.query, think=sides != "positive")
     positive = encode(batch.positive, think=sides != "query")
-    targets, target_hash = positive.discriminative, batch.positive_hash
+    positive_hash = batch.positive_hash.to(device)
+    targets, target_hash = positive.discriminative, positive_hash
     if batch.negative is not None and batch.negative_hash is not None:
         targets = torch.cat([targets, encode(batch.negative, think=False).discriminative])
-        target_hash = torch.cat([target_hash, batch.negative_hash])
+        target_hash = torch.cat([target_hash, batch.negative_hash.to(device)])
     column = torch.arange(len(batch), device=targets.device)
     examples = []
     for side, own, partners, partner_hash in (
         ("query", query, targets, target_hash),
-        ("positive", positive, query.discriminative, batch.positive_hash),
+        ("positive", positive, query.discriminative, positive_hash),
     ):
         if sides in ("both", side):
-            mask = false_negative_mask(batch.positive_hash, partner_hash, column)
+            mask = false_negative_mask(positive_hash, partner_hash, column)
             after, before = (
                 positive_log_probs(vectors, partners, column, temperature=temperature, mask=mask) for vectors in (own.generative, own.discriminative)
             )

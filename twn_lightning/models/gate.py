@@ -43,8 +43,8 @@ class RoutingGate(nn.Module):
             ``(B,)``, float32.
         """
         centred = functional.layer_norm(state.detach().float(), (self.hidden_size,))
-        logit: Tensor = self.mlp(centred).squeeze(-1)
-        return logit
+        logit: Tensor = self.mlp(centred.to(next(self.mlp.parameters()).dtype)).squeeze(-1)
+        return logit.float()
 
     def probability(self, state: Tensor) -> Tensor:
         """`forward` as a probability, ``(B,)``."""

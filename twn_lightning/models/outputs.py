@@ -105,3 +105,22 @@ class Encoded:
     def vector(self) -> Tensor:
         """The embedding to search with: generative where the row thought, ``(B, D)``."""
         return torch.where(self.thinks[:, None], self.generative, self.discriminative)
+
+    def select(self, rows: Tensor) -> Encoded:
+        """The given rows, in the given order; a row may be named several times.
+
+        Args:
+            rows: Row numbers, ``(R,)``.
+        """
+        thoughts = self.thoughts
+        if thoughts is not None:
+            thoughts = thoughts.select((self.thinks.long().cumsum(0) - 1)[rows][self.thinks[rows]])
+        return Encoded(
+            discriminative=self.discriminative[rows],
+            state=self.state[rows],
+            gate_probability=self.gate_probability[rows],
+            thinks=self.thinks[rows],
+            generative=self.generative[rows],
+            num_reasoning_tokens=self.num_reasoning_tokens[rows],
+            thoughts=thoughts,
+        )

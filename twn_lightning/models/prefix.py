@@ -96,15 +96,14 @@ class RoomyLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
         """Appends columns to the rows that take part, and gives those rows."""
-        start, end = self.num_columns, self.num_columns + key_states.shape[2]
-        if end > self.keys.shape[2]:
+        assert self.keys is not None
+        assert self.values is not None
+        start, self.num_columns = self.num_columns, self.num_columns + key_states.shape[2]
+        if self.num_columns > self.keys.shape[2]:
             self.keys, self.values = _padded(self.keys), _padded(self.values)
-        self.num_columns = end
-        if self.rows is None:
-            self.keys[:, :, start:end], self.values[:, :, start:end] = key_states, value_states
-            return self.keys[:, :, :end], self.values[:, :, :end]
-        self.keys[self.rows, :, start:end], self.values[self.rows, :, start:end] = key_states, value_states
-        return self.keys[self.rows, :, :end], self.values[self.rows, :, :end]
+        rows, new, filled = slice(None) if self.rows is None else self.rows, slice(start, self.num_columns), slice(0, self.num_columns)
+        self.keys[rows, :, new], self.values[rows, :, new] = key_states, value_states
+        return self.keys[rows, :, filled], self.values[rows, :, filled]
 
 
 def roomy_cache(cache: DynamicCache) -> DynamicCache:
@@ -115,9 +114,10 @@ def roomy_cache(cache: DynamicCache) -> DynamicCache:
 
 
 def leave_out_all_but(cache: DynamicCache, rows: Tensor) -> None:
-    """Lets only these rows of a `roomy_cache` take part from now on.
+    """Lets only these rows take part from now on.
 
     Args:
+        cache: The roomy cache.
         rows: Row numbers, ``(R,)``.
     """
     for layer in cache.layers:

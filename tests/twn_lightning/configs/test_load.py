@@ -29,7 +29,7 @@ def test_lists_and_mappings_can_be_overridden() -> None:
         "data.sources=[{options: {path: my.jsonl}, weight: 3}]",
         "stages.gate.optim.betas=[0.5, 0.9]",
     )
-    assert config.data.weights == {"DigitSum": 2.0}
+    assert config.data.weights["DigitSum"] == 2.0
     assert config.evaluation.modes == ("never", "auto")
     assert (config.data.sources[0].options, config.data.sources[0].weight) == ({"path": "my.jsonl"}, 3.0)
     assert config.stages.gate.optim.betas == (0.5, 0.9)
@@ -90,10 +90,11 @@ def test_resolved_settings_read_back_equal(tmp_path: Path) -> None:
 
 
 def test_flatten_gives_dotted_keys() -> None:
-    flat = flatten(load("stages.grpo.group_size=4"))
+    flat = flatten(load("stages.grpo.group_size=4", "data.weights.DigitSum=2"))
     assert flat["stages.grpo.group_size"] == "4"
     assert flat["evaluation.modes"] == '["never", "always", "auto", "oracle"]'
-    assert flat["data.weights"] == "{}"
+    assert flat["data.weights.DigitSum"] == "2.0"
+    assert flat["data.sources"] == "[]"
 
 
 @pytest.mark.parametrize("profile", [None, *sorted(path.stem for path in (CONFIGS / "profiles").glob("*.yaml"))])

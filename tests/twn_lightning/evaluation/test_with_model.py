@@ -9,13 +9,14 @@ import torch
 
 from twn_lightning.batches import Inputs, Item, PairBatch
 from twn_lightning.errors import ConfigError, DataError
-from twn_lightning.evaluation.encode import encode_items
+from twn_lightning.evaluation.encode import KnownItems, encode_items
 from twn_lightning.evaluation.evaluate import evaluate_encoded, evaluate_task
 from twn_lightning.evaluation.self_label import self_label
 from twn_lightning.evaluation.task import Query, RetrievalTask
 from twn_lightning.losses.info_nce import false_negative_mask, positive_log_probs
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.models.outputs import Decoding
+from twn_lightning.models.prefix import Prefix
 
 SHORT = Decoding(max_new_tokens=4)
 
@@ -26,6 +27,19 @@ def task(make_items: Callable[[int], list[Item]]) -> RetrievalTask:
     candidates = {f"c{number}": Item(text=f"candidate {number}") for number in range(4)}
     queries = [Query(item=item, labels={f"c{number}": 1.0}, candidates=None, key=str(number)) for number, item in enumerate(items)]
     return RetrievalTask("toy", "image", "IMG_RET", "hit@1", "global", queries, candidates, "plain")
+
+
+def counted_rows(model: DualLoRAModel, method: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each call of a method from now on."""
+    rows: list[int] = []
+    original = getattr(model, method)
+
+    def counted(batch: Inputs | Prefix, *args: object, **settings: object) -> object:
+        rows.append(len(batch))
+        return original(batch, *args, **settings)
+
+    monkeypatch.setattr(model, method, counted)
+    return rows
 
 
 def test_batches_by_length_keep_the_items_order(tiny_model: DualLoRAModel, make_items: Callable[[int], list[Item]]) -> None:
@@ -41,6 +55,36 @@ def test_batches_by_length_keep_the_items_order(tiny_model: DualLoRAModel, make_
         assert torch.allclose(alone.generative[0], together.generative[number], atol=1e-4)
         assert alone.thoughts[0] == together.thoughts[number]
         assert int(alone.num_reasoning_tokens[0]) == int(together.num_reasoning_tokens[number])
+
+
+def test_equal_items_are_encoded_once(tiny_model: DualLoRAModel, make_items: Callable[[int], list[Item]]) -> None:
+    first = [*make_items(4), Item(text="7"), Item(text="7", instruction="Read the number.")]
+    second = [Item(text="7"), *make_items(5), Item(text="7")]  # pictures and clips are drawn anew, with equal pixels
+    known: KnownItems = {}
+    encode_items(tiny_model, first, batch_size=3, decoding=SHORT, known=known)
+    seen: list[tuple[int, int]] = []
+    shared = encode_items(tiny_model, second, batch_size=3, decoding=SHORT, known=known, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(7, 7)]
+    assert len(known) == 7  # the number with and without an instruction are two; the fifth item is new
+    alone = encode_items(tiny_model, second, batch_size=3, decoding=SHORT)
+    assert shared.generative is not None
+    assert alone.generative is not None
+    assert torch.allclose(shared.discriminative, alone.discriminative, atol=1e-5)
+    assert torch.allclose(shared.generative, alone.generative, atol=1e-5)
+    assert shared.thoughts == alone.thoughts
+    assert torch.equal(shared.num_reasoning_tokens, alone.num_reasoning_tokens)
+    assert shared.seconds > 0.0
+    encode_items(tiny_model, second, batch_size=7, think="never", known=known)
+    assert len(known) == 7 + 6  # what was encoded thinking does not serve a pass that must not think
+
+
+def test_tasks_share_candidates(tiny_model: DualLoRAModel, task: RetrievalTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    known: KnownItems = {}
+    first = evaluate_task(tiny_model, task, batch_size=4, decoding=SHORT, known=known)
+    sizes = counted_rows(tiny_model, "encode", monkeypatch)
+    second = evaluate_task(tiny_model, task, batch_size=4, decoding=SHORT, known=known)
+    assert sizes == [4]  # the queries
+    assert second.modes == first.modes
 
 
 def test_never_thinking_writes_no_thought(tiny_model: DualLoRAModel, task: RetrievalTask, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +173,26 @@ def test_gains_are_differences_of_log_softmax_scores_of_own_thoughts(tiny_model:
     assert torch.allclose(examples.gain[3:6], forth - back, atol=1e-5)
     assert torch.allclose(examples.state[:3], query.state, atol=1e-5)
     assert int(examples.num_reasoning_tokens[0]) == int(query.num_reasoning_tokens[0])
+
+
+def test_equal_inputs_of_a_batch_think_once(
+    tiny_model: DualLoRAModel, make_items: Callable[[int], list[Item]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [make_items(5)[number] for number in (0, 1, 2, 3, 1, 2, 0, 3, 4)]  # text, image, clip, two images, and again
+    inputs = tiny_model.processor.inputs(items)
+    rows, places = inputs.distinct()
+    assert rows.tolist() == [0, 1, 2, 3, 8]
+    assert places.tolist() == [0, 1, 2, 3, 1, 2, 0, 3, 4]
+    numbers = tiny_model.processor.inputs([Item(text=str(number)) for number in range(9)])
+    batch = PairBatch(query=inputs, positive=numbers, positive_hash=torch.arange(9), source="toy", keys=tuple("abcdefghi"))
+    expected = tiny_model.encode(inputs, think="always", decoding=SHORT)
+    thought = counted_rows(tiny_model, "think", monkeypatch)
+    examples = self_label(tiny_model, [batch], decoding=SHORT, sides="query")
+    assert thought == [5]
+    assert expected.thoughts is not None
+    assert list(examples.thoughts) == tiny_model.processor.decode(expected.thoughts)
+    assert torch.allclose(examples.state, expected.state, atol=1e-5)
+    assert torch.equal(examples.num_reasoning_tokens, expected.num_reasoning_tokens)
 
 
 def test_one_side_alone_can_be_labelled(tiny_model: DualLoRAModel) -> None:

@@ -30,6 +30,11 @@ def batch(model: DualLoRAModel, items: list[Item]) -> tuple[Inputs, Thoughts]:
     return model.processor.inputs(items), model.processor.thoughts([COTS[index % len(COTS)] for index in range(len(items))])
 
 
+def keys_and_values(prefix: Prefix) -> list[tuple[Tensor, Tensor]]:
+    assert prefix.cache is not None
+    return cache_tensors(prefix.cache)
+
+
 def with_gradient(model: DualLoRAModel) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.abs().sum() > 0}
 
@@ -259,7 +264,7 @@ def assert_same_prefix(one: Prefix, other: Prefix) -> None:
     assert torch.equal(one.attention_mask, other.attention_mask)
     assert torch.equal(one.next_position, other.next_position)
     tokens = one.attention_mask[:, None, :, None]
-    for layer, again in zip(cache_tensors(one.cache), cache_tensors(other.cache), strict=True):
+    for layer, again in zip(keys_and_values(one), keys_and_values(other), strict=True):
         for tensor, same in zip(layer, again, strict=True):
             assert ((tensor - same) * tokens).abs().max() <= 1e-4
 
@@ -267,10 +272,10 @@ def assert_same_prefix(one: Prefix, other: Prefix) -> None:
 @torch.no_grad()
 def test_embedding_leaves_the_cache_as_it_was(tiny_model: DualLoRAModel, make_items: MakeItems) -> None:
     prefix = tiny_model.prefill(tiny_model.processor.inputs(make_items(5)))
-    before = [(keys.clone(), values.clone()) for keys, values in cache_tensors(prefix.cache)]
+    before = [(keys.clone(), values.clone()) for keys, values in keys_and_values(prefix)]
     first = tiny_model.embed(prefix).vector
     tiny_model.think(prefix, Decoding(max_new_tokens=3))
-    for layer, copies in zip(cache_tensors(prefix.cache), before, strict=True):
+    for layer, copies in zip(keys_and_values(prefix), before, strict=True):
         assert all(torch.equal(tensor, copy) for tensor, copy in zip(layer, copies, strict=True))
     assert torch.equal(tiny_model.embed(prefix).vector, first)
 
@@ -283,7 +288,9 @@ def test_selected_and_repeated_rows_of_a_prefix_are_those_rows(tiny_model: DualL
     rows = torch.tensor([4, 1, 1])
     assert torch.allclose(tiny_model.embed(prefix.select(rows)).vector, vectors[rows], atol=1e-6)
     assert torch.allclose(
-        tiny_model.embed(prefix.without_thoughts().repeat(2)).vector, tiny_model.embed(prefix.without_thoughts()).vector.repeat_interleave(2, 0), atol=1e-6
+        tiny_model.embed(prefix.without_thoughts().repeat(2)).vector,
+        tiny_model.embed(prefix.without_thoughts()).vector.repeat_interleave(2, 0),
+        atol=1e-6,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from twn_lightning.batches import Item
 from twn_lightning.errors import ConfigError
@@ -13,9 +14,14 @@ from twn_lightning.models import generation
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.models.generation import pick
 from twn_lightning.models.outputs import Decoding, Rollout
-from twn_lightning.models.prefix import cache_tensors
+from twn_lightning.models.prefix import Prefix, cache_tensors
 
 MakeItems = Callable[[int], list[Item]]
+
+
+def keys_and_values(prefix: Prefix) -> list[tuple[Tensor, Tensor]]:
+    assert prefix.cache is not None
+    return cache_tensors(prefix.cache)
 
 
 def rollout_of(model: DualLoRAModel, items: list[Item], *, max_new_tokens: int = 16, temperature: float = 1.0, seed: int = 3) -> Rollout:
@@ -59,7 +65,7 @@ def test_the_cache_after_thinking_is_the_cache_after_extending(tiny_model: DualL
     assert torch.equal(extended.attention_mask, rollout.prefix.attention_mask)
     assert torch.equal(extended.next_position, rollout.prefix.next_position)
     tokens = extended.attention_mask[:, None, :, None]
-    for layer, again in zip(cache_tensors(extended.cache), cache_tensors(rollout.prefix.cache), strict=True):
+    for layer, again in zip(keys_and_values(extended), keys_and_values(rollout.prefix), strict=True):
         for tensor, same in zip(layer, again, strict=True):
             assert ((tensor - same) * tokens).abs().max() <= 1e-4
     assert (tiny_model.embed(extended).vector - tiny_model.embed(rollout.prefix).vector).abs().max() <= 1e-5

@@ -31,7 +31,7 @@ def test_first_step_has_ratio_one_and_no_divergence_from_the_reference(tiny_mode
     rollouts = stage.rollouts
     assert rollouts is not None
     assert rollouts.reference_log_probs is not None
-    torch.testing.assert_close(tiny_model.thought_log_probs(batch.query.repeat(3), rollouts.thoughts), rollouts.log_probs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tiny_model.thought_log_probs(batch.query, rollouts.thoughts), rollouts.log_probs, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(rollouts.reference_log_probs, rollouts.log_probs, rtol=1e-4, atol=1e-5)
     assert output.metrics["clip_fraction"] == 0.0
     assert output.metrics["kl"].item() == pytest.approx(0.0, abs=1e-5)

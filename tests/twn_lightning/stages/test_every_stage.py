@@ -1,0 +1,63 @@
+"""Every stage, labelling and evaluation, with either interface, in float32 and with all weights in bfloat16."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from twn_lightning.batches import GateBatch, Item, PairBatch
+from twn_lightning.evaluation.evaluate import evaluate_task
+from twn_lightning.evaluation.self_label import self_label
+from twn_lightning.evaluation.task import Query, RetrievalTask
+from twn_lightning.models.dual_lora import DualLoRAModel
+from twn_lightning.models.outputs import Decoding
+from twn_lightning.rewards.mix import REWARD_NAMES, RewardMix
+from twn_lightning.stages.base import OptimSpec, StageModule
+from twn_lightning.stages.contrastive import ContrastiveStage
+from twn_lightning.stages.cot_sft import CotSftStage
+from twn_lightning.stages.gate import GateStage
+from twn_lightning.stages.grpo import GrpoSpec, GrpoStage
+
+OPTIM = OptimSpec(learning_rate=1e-2, total_steps=10)
+SHORT = Decoding(max_new_tokens=4)
+
+
+def trained_parts(stage: StageModule[PairBatch] | StageModule[GateBatch], batch: PairBatch | GateBatch) -> set[str]:
+    """Takes one optimiser step, and names the parameters that it changed."""
+    before = {name: parameter.detach().clone() for name, parameter in stage.model.named_parameters()}
+    optimizer = stage.configure_optimizers()["optimizer"]
+    output = stage.step(batch)  # type: ignore[arg-type]
+    assert torch.isfinite(output.loss)
+    output.loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    optimizer.zero_grad()
+    return {name for name, parameter in stage.model.named_parameters() if name in before and not torch.equal(parameter, before[name])}
+
+
+@pytest.mark.parametrize(("interface", "dtype"), [("reencode", torch.float32), ("reencode", torch.bfloat16), ("kv", torch.bfloat16)])
+def test_every_stage_trains_its_parts(
+    make_model: Callable[..., DualLoRAModel],
+    make_batch: Callable[..., PairBatch],
+    make_items: Callable[[int], list[Item]],
+    interface: str,
+    dtype: torch.dtype,
+) -> None:
+    model = make_model(interface=interface).to(dtype)
+    batch = make_batch(model)
+    parts = model.named_part_parameters
+    assert trained_parts(ContrastiveStage(model, OPTIM), batch) == set(parts("embedding", "queries"))
+    assert trained_parts(CotSftStage(model, OPTIM), batch) == set(parts("reasoning", "embedding", "queries"))
+
+    examples = self_label(model, [batch], decoding=SHORT)
+    assert len(examples) == 2 * len(batch)
+    gate_stage = GateStage(model, OPTIM, dead_zone=0.0)
+    assert trained_parts(gate_stage, GateBatch(state=examples.state, gain=examples.gain)) == set(parts("gate"))
+
+    decoding, rewards = Decoding(max_new_tokens=4, temperature=1.0), RewardMix(dict.fromkeys(REWARD_NAMES, 1.0))
+    grpo_stage = GrpoStage(model, OPTIM, spec=GrpoSpec(group_size=2, length_target=2), decoding=decoding, rewards=rewards)
+    assert trained_parts(grpo_stage, batch) == set(parts("reasoning"))
+
+    queries = [Query(item=item, labels={str(number): 1.0}, candidates=None, key=str(number)) for number, item in enumerate(make_items(3))]
+    candidates = {str(number): Item(text=f"answer {number}") for number in range(3)}
+    result = evaluate_task(model, RetrievalTask("toy", "image", "IMG_RET", "hit@1", "global", queries, candidates), decoding=SHORT)
+    assert result.modes["always"].reasoning_tokens >= 6
