@@ -2,7 +2,8 @@
 
 Stage 1's step (K queries over a cache that was made without a graph) against plain LoRA contrastive training (graph over the whole
 sequence, last-token pooling) of the same backbone, adapter and batches. Prints time, saved activations and resident memory of both; about
-two minutes on two cores. Steps of the two are interleaved, and the ratio is the median of the ratios of neighbours.
+a minute on two cores. Steps of the two are interleaved, and the ratio is the median of the ratios of neighbours. The suite's prompts have 4
+to 25 tokens; --prompt-tokens 256 shows what prompts of the length that large models read would cost.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,30 +40,32 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = new_parser("bench_stage1", __doc__)
     parser.add_argument("--rounds", type=int, default=12, help="interleaved steps of each (default: 12)")
+    parser.add_argument("--prompt-tokens", type=int, default=0, help="lengthen every prompt to this many tokens (default: as they are)")
     parser.add_argument("--only", choices=VARIANTS, help="a few steps of one variant alone; prints the memory it added, as JSON")
     add_settings(parser)
     parsed = parser.parse_intermixed_args(arguments)
     config = settings(parsed)
     prepare_process()
     if parsed.only:
-        sys.stdout.write(json.dumps({"added_mib": added_memory(config, parsed.only)}) + "\n")
+        sys.stdout.write(json.dumps({"added_mib": added_memory(config, parsed.only, prompt_tokens=parsed.prompt_tokens)}) + "\n")
         return
-    times, saved = measure(config, rounds=parsed.rounds)
+    times, saved = measure(config, rounds=parsed.rounds, prompt_tokens=parsed.prompt_tokens)
     memory = {variant: _memory_alone(arguments, variant) for variant in VARIANTS}
-    _show(config, times, saved, memory)
+    _show(config, times, saved, memory, prompt_tokens=parsed.prompt_tokens)
 
 
-def measure(config: RunConfig, *, rounds: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+def measure(config: RunConfig, *, rounds: int, prompt_tokens: int = 0) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Seconds of each step and saved activations of one, by variant.
 
     Args:
         config: The run's settings; batch size, rank and backbone are stage 1's.
         rounds: Steps of each variant, after one that is not counted.
+        prompt_tokens: Columns that each batch of prompts has at least.
 
     Returns:
         Seconds, ``rounds`` of each; and MiB kept for the backward pass.
     """
-    batches = _batches(config, rounds + 1)
+    batches = _batches(config, rounds + 1, prompt_tokens)
     steps = {variant: _step(config, variant) for variant in VARIANTS}
     times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     saved = {variant: saved_mib(lambda batch=batches[0], step=steps[variant]: step(batch)) for variant in VARIANTS}  # type: ignore[misc]
@@ -89,12 +93,12 @@ def saved_mib(step: Callable[[], None]) -> float:
     return sum(storages.values()) / 2**20
 
 
-def added_memory(config: RunConfig, variant: str, *, num_steps: int = 3) -> float:
+def added_memory(config: RunConfig, variant: str, *, num_steps: int = 3, prompt_tokens: int = 0) -> float:
     """MiB between the process's resident memory before a few steps of one variant and its peak during them.
 
     Where the peak cannot be reset (outside Linux), an earlier peak may hide part of it.
     """
-    batches, step = _batches(config, num_steps), _step(config, variant)
+    batches, step = _batches(config, num_steps, prompt_tokens), _step(config, variant)
     if _RESET_PEAK.exists():
         _RESET_PEAK.write_text("5")
     before = _resident_mib("VmRSS")
@@ -112,11 +116,25 @@ def _resident_mib(entry: str) -> float:
     return float(line.split()[1]) / 1024
 
 
-def _batches(config: RunConfig, number: int) -> list[PairBatch]:
+def lengthened(inputs: Inputs, columns: int) -> Inputs:
+    """The prompts with their last token repeated until there are at least this many columns."""
+    import torch
+
+    last = inputs.input_ids[:, -1:].expand(-1, max(0, columns - inputs.input_ids.shape[1]))
+    return replace(
+        inputs,
+        input_ids=torch.cat([inputs.input_ids, last], dim=1),
+        attention_mask=torch.cat([inputs.attention_mask, torch.ones_like(last)], dim=1),
+        mm_token_type_ids=torch.cat([inputs.mm_token_type_ids, torch.zeros_like(last)], dim=1),
+    )
+
+
+def _batches(config: RunConfig, number: int, prompt_tokens: int) -> list[PairBatch]:
     from experiments.build import build_pair_data, build_processor
 
     loader = build_pair_data(config, STEPS[0], build_processor(config)).train_dataloader()
-    return [batch for batch, _ in zip(loader, range(number), strict=False)]
+    batches = [batch for batch, _ in zip(loader, range(number), strict=False)]
+    return [replace(batch, query=lengthened(batch.query, prompt_tokens), positive=lengthened(batch.positive, prompt_tokens)) for batch in batches]
 
 
 def _step(config: RunConfig, variant: str) -> Callable[[PairBatch], None]:
@@ -171,7 +189,7 @@ def _memory_alone(arguments: Sequence[str], variant: str) -> float:
     return float(json.loads(done.stdout.splitlines()[-1])["added_mib"])
 
 
-def _show(config: RunConfig, times: dict[str, list[float]], saved: dict[str, float], memory: dict[str, float]) -> None:
+def _show(config: RunConfig, times: dict[str, list[float]], saved: dict[str, float], memory: dict[str, float], *, prompt_tokens: int) -> None:
     from statistics import median
 
     from rich.table import Table
@@ -179,7 +197,8 @@ def _show(config: RunConfig, times: dict[str, list[float]], saved: dict[str, flo
     from experiments.display import show
 
     batch_size, queries = config.stages.contrastive.batch_size, config.model.num_queries
-    table = Table(title=f"Stage 1, batch {batch_size}, K = {queries}, backbone {config.backbone.path}", title_justify="left")
+    length = f", prompts of {prompt_tokens} tokens" if prompt_tokens else ""
+    table = Table(title=f"Stage 1, batch {batch_size}, K = {queries}, backbone {config.backbone.path}{length}", title_justify="left")
     for heading in ("", "step, ms (median)", "saved activations, MiB", "resident memory added, MiB"):
         table.add_column(heading, justify="left" if not heading else "right")
     for variant in VARIANTS:

@@ -216,7 +216,8 @@ def store_uri(config: RunConfig) -> str:
 def environment_tags(config: RunConfig) -> dict[str, str]:
     """What a result depends on besides its settings: commit, versions, machine, seed."""
     versions = {f"version.{package}": importlib.metadata.version(package) for package in PACKAGES}
-    return {"commit": commit(), "seed": str(config.seed), "python": platform.python_version(), "platform": platform.platform(), **versions}
+    machine = f"{platform.system()} {platform.machine()}"
+    return {"commit": commit(), "seed": str(config.seed), "python": platform.python_version(), "platform": machine, **versions}
 
 
 def commit() -> str:

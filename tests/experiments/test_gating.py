@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from experiments import gating
-from experiments.build import build_tasks
+from experiments.build import build_gate_data, build_tasks
 from experiments.gating import choose_threshold, gate_examples, mean_sweep
 from experiments.runs import CONFIGS
 from twn_lightning.batches import GateBatch
@@ -15,6 +15,8 @@ from twn_lightning.configs.run import RunConfig
 from twn_lightning.evaluation.evaluate import SweepPoint
 from twn_lightning.evaluation.task import RetrievalTask
 from twn_lightning.models.dual_lora import DualLoRAModel
+from twn_lightning.stages.base import OptimSpec
+from twn_lightning.stages.gate import GateStage
 
 
 @pytest.fixture
@@ -43,6 +45,25 @@ def test_without_tasks_the_threshold_follows_the_gain(config: RunConfig, tiny_mo
     assert choose_threshold(config, tiny_model, [], GateBatch(state=state, gain=gain, num_reasoning_tokens=num_tokens)) == []
     assert torch.equal(probability >= tiny_model.gate.threshold, gain > 0)
     assert tiny_model.gate.curve[0] == {"threshold": 0.0, "quality": 0.0, "reasoning_tokens": 31.5, "think_rate": 1.0}
+
+
+@pytest.mark.parametrize(("gain", "rate"), [(1.0, 1.0), (-1.0, 0.0)])
+def test_where_thinking_always_or_never_helps_the_gate_is_constant(
+    config: RunConfig, tiny_model: DualLoRAModel, caplog: pytest.LogCaptureFixture, gain: float, rate: float
+) -> None:
+    state = torch.randn(64, tiny_model.hidden_size, generator=torch.Generator().manual_seed(0))
+    examples = GateBatch(state=state, gain=torch.full((64,), gain), num_reasoning_tokens=torch.ones(64))
+    data = build_gate_data(config, examples)
+    assert "batches cannot be balanced" in caplog.text
+    stage = GateStage(tiny_model, OptimSpec(learning_rate=1e-2, total_steps=3))
+    optimizer = stage.configure_optimizers()["optimizer"]
+    for batch in data.train_dataloader():
+        loss = stage.step(batch).loss
+        torch.autograd.backward(loss)
+        optimizer.step()
+        assert torch.isfinite(loss)
+    choose_threshold(config, tiny_model, [], examples)
+    assert float((tiny_model.gate.probability(state) >= tiny_model.gate.threshold).float().mean()) == rate
 
 
 def test_the_curve_of_validation_tasks_counts_tokens_an_input(config: RunConfig, tiny_model: DualLoRAModel) -> None:

@@ -1,4 +1,4 @@
-"""Every stage, labelling and evaluation, with either interface, in float32 and with all weights in bfloat16."""
+"""Every stage, labelling and evaluation, with either interface, in float32, with all weights in bfloat16, and in mixed precision."""
 
 from collections.abc import Callable
 
@@ -34,16 +34,36 @@ def trained_parts(stage: StageModule[PairBatch] | StageModule[GateBatch], batch:
     return {name for name, parameter in stage.model.named_parameters() if name in before and not torch.equal(parameter, before[name])}
 
 
-@pytest.mark.parametrize(("interface", "dtype"), [("reencode", torch.float32), ("reencode", torch.bfloat16), ("kv", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("interface", "dtype", "mixed"),
+    [
+        ("reencode", torch.float32, False),
+        ("reencode", torch.bfloat16, False),
+        ("kv", torch.bfloat16, False),
+        ("kv", torch.float32, True),
+        ("kv", torch.bfloat16, True),
+    ],
+)
 def test_every_stage_trains_its_parts(
     make_model: Callable[..., DualLoRAModel],
     make_batch: Callable[..., PairBatch],
     make_items: Callable[[int], list[Item]],
     interface: str,
     dtype: torch.dtype,
+    mixed: bool,
 ) -> None:
-    model = make_model(interface=interface).to(dtype)
-    batch = make_batch(model)
+    model = make_model(interface=interface)
+    if mixed:
+        added = model.named_part_parameters("reasoning", "embedding", "queries", "gate")
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(torch.float32 if name in added else dtype)
+    else:
+        model.to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        go_through(model, make_batch(model), make_items(3))
+
+
+def go_through(model: DualLoRAModel, batch: PairBatch, items: list[Item]) -> None:
     parts = model.named_part_parameters
     assert trained_parts(ContrastiveStage(model, OPTIM), batch) == set(parts("embedding", "queries"))
     assert trained_parts(CotSftStage(model, OPTIM), batch) == set(parts("reasoning", "embedding", "queries"))
@@ -57,7 +77,7 @@ def test_every_stage_trains_its_parts(
     grpo_stage = GrpoStage(model, OPTIM, spec=GrpoSpec(group_size=2, length_target=2), decoding=decoding, rewards=rewards)
     assert trained_parts(grpo_stage, batch) == set(parts("reasoning"))
 
-    queries = [Query(item=item, labels={str(number): 1.0}, candidates=None, key=str(number)) for number, item in enumerate(make_items(3))]
+    queries = [Query(item=item, labels={str(number): 1.0}, candidates=None, key=str(number)) for number, item in enumerate(items)]
     candidates = {str(number): Item(text=f"answer {number}") for number in range(3)}
     result = evaluate_task(model, RetrievalTask("toy", "image", "IMG_RET", "hit@1", "global", queries, candidates), decoding=SHORT)
     assert result.modes["always"].reasoning_tokens >= 6

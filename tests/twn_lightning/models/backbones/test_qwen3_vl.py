@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import Qwen3VLForConditionalGeneration
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionAttention, Qwen3VLVisionPatchEmbed
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionAttention
 
 from twn_lightning.errors import ConfigError
 from twn_lightning.models.backbones import load_backbone
-from twn_lightning.models.backbones.qwen3_vl import GroupedVisionAttention, LinearPatchEmbed
+from twn_lightning.models.backbones.qwen3_vl import GroupedVisionAttention, PatchProjection
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_the_changed_vision_tower_is_the_original(tiny_backbone_path: Path, grid
     patches = torch.randn(int(grid_thw.prod(dim=1).sum()), 3 * 2 * 8 * 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         original = visual(patches, grid_thw=grid_thw)
-        visual.patch_embed.__class__ = LinearPatchEmbed
+        visual.patch_embed.proj.__class__ = PatchProjection
         for block in visual.blocks:
             block.attn.__class__ = GroupedVisionAttention
         grouped = visual(patches, grid_thw=grid_thw)
@@ -40,7 +40,7 @@ def test_only_this_backbone_is_changed(tiny_backbone_path: Path) -> None:
     load_backbone(tiny_backbone_path)
     other = Qwen3VLForConditionalGeneration.from_pretrained(tiny_backbone_path)
     assert type(other.model.visual.blocks[0].attn) is Qwen3VLVisionAttention
-    assert type(other.model.visual.patch_embed) is Qwen3VLVisionPatchEmbed
+    assert type(other.model.visual.patch_embed.proj) is torch.nn.Conv3d
 
 
 def test_a_backbone_is_frozen_and_says_what_it_is(tiny_backbone_path: Path) -> None:
