@@ -10,7 +10,6 @@ Needs the `mini` extra. Interrupted and started again with the same folder, it g
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 import os
 from collections.abc import Sequence
@@ -42,8 +41,6 @@ from twn_lightning.configs.run import RunConfig, TrackingConfig  # noqa: E402
 from twn_lightning.models.backbones import load_backbone, load_processor  # noqa: E402
 from twn_lightning.models.backbones.base import ProcessorOptions  # noqa: E402
 from twn_lightning.models.backbones.tiny_qwen3_vl import create_tiny_qwen3_vl  # noqa: E402
-
-log = logging.getLogger(__name__)
 
 BATCH_SIZE = 64
 LEARNING_RATE = 1e-3
