@@ -7,6 +7,11 @@ RUN ?= mini
 CONFIG ?= mini
 PROFILE ?= cpu
 OVERRIDES ?=
+# Of ablations and results: seeds, runs at a time, and the config if there is one of its own.
+SEEDS ?= 1,2,3
+JOBS ?= 2
+ABLATION_CONFIG ?= $(if $(wildcard experiments/configs/ablation.yaml),ablation,$(CONFIG))
+ABLATION_RUN ?= $(ABLATION_CONFIG)
 BASE_PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 # A further package index that carries CPU builds of torch; the configured indexes are tried in any case.
 TORCH_INDEX ?=
@@ -20,13 +25,16 @@ PIP := $(PYTHON) -m pip install --disable-pip-version-check -c constraints.txt $
 SETTINGS := --config $(CONFIG) --profile $(PROFILE) --run $(RUN) $(OVERRIDES)
 # Commands on a run that is there take the settings that it was made with.
 FINISHED := --run $(RUN) $(OVERRIDES)
+SWEEP = $(PYTHON) -m experiments.sweep
+SWEPT = --config $(ABLATION_CONFIG) --profile $(PROFILE) --run $(ABLATION_RUN) --seeds $(SEEDS) --jobs $(JOBS) $(OVERRIDES)
+ABLATIONS := ablation-dual-lora ablation-interface ablation-reward ablation-stages ablation-queries ablation-rivals ablation-sides
 
 # Spinning OpenMP threads collapse when something else wants the cores.
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install train train-stage1 train-stage2 train-stage3 train-stage4 evaluate ablations ablation-gate bench-stage1 pretrain-backbone mlflow-ui test check format clean
+.PHONY: help install train train-stage1 train-stage2 train-stage3 train-stage4 evaluate ablations results ablation-gate $(ABLATIONS) bench-stage1 pretrain-backbone mlflow-ui test check format clean
 
 help:  ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,8 +74,34 @@ train-stage4:  ## GRPO on the reasoning adapter
 evaluate: $(STAMP)  ## Test tasks on a finished run: never, always, auto, oracle
 	$(PYTHON) -m experiments.evaluate $(FINISHED)
 
-ablations: $(STAMP)  ## Every ablation of experiments/sweep.py, as nested MLflow runs
-	$(PYTHON) -m experiments.sweep all $(SETTINGS)
+ablations: $(STAMP)  ## Every ablation, each variant with each seed, as nested MLflow runs; a table for each
+	$(SWEEP) all $(SWEPT)
+
+ablation-dual-lora: $(STAMP)  ## Two adapters apart, against one, attached ones, two models
+	$(PYTHON) -m experiments.ablation_dual_lora $(SWEPT)
+
+ablation-interface: $(STAMP)  ## Reading the cache against reading anew
+	$(PYTHON) -m experiments.ablation_interface $(SWEPT)
+
+ablation-reward: $(STAMP)  ## Stage 4 without each part of the reward, and with others' rewards
+	$(PYTHON) -m experiments.ablation_reward $(SWEPT)
+
+ablation-stages: $(STAMP)  ## Each stage left out
+	$(PYTHON) -m experiments.ablation_stages $(SWEPT)
+
+ablation-queries: $(STAMP)  ## How many queries make an embedding
+	$(PYTHON) -m experiments.ablation_queries $(SWEPT)
+
+ablation-rivals: $(STAMP)  ## Other methods as settings of the same stages
+	$(PYTHON) -m experiments.ablation_rivals $(SWEPT)
+
+ablation-sides: $(STAMP)  ## Which side should think, from the records of finished base runs
+	$(PYTHON) -m experiments.ablation_sides $(SWEPT)
+
+results: $(STAMP)  ## Base runs and all ablations with each seed, their records in docs/results, and the page from them
+	$(SWEEP) base --config $(CONFIG) --profile $(PROFILE) --run $(RUN) --seeds $(SEEDS) --jobs $(JOBS) --collect $(OVERRIDES)
+	$(SWEEP) all $(SWEPT) --collect
+	$(PYTHON) -m experiments.results_page
 
 ablation-gate: $(STAMP)  ## Gate modes and a threshold sweep on a finished run
 	$(PYTHON) -m experiments.ablation_gate $(FINISHED)

@@ -2,7 +2,8 @@
 
 On a finished run: never, always, auto and oracle on every test task, and a sweep over the gate's threshold, all from one encoding of each
 task. Prints both tables, leaves them with the figure in the run's folder under ablation_gate/, and makes one nested MLflow run for each
-mode and threshold, so that they can be compared in the UI. Takes as long as one evaluation.
+mode and threshold, so that they can be compared in the UI. Takes as long as one evaluation. What the run's record says of thinking at random
+and by confidence, as often as the gate, stands below. ``--seeds 1,2,3`` prints instead the mean over the base runs of a sweep, from their records.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from twn_lightning.evaluation.evaluate import SweepPoint
     from twn_lightning.evaluation.report import Report
 
+READS = {mode: mode for mode in ("never", "always", "auto", "random", "confidence", "oracle")}
+REFERENCE = "auto"
 SHOWN = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -33,8 +36,15 @@ def main(arguments: Sequence[str]) -> None:
         TwnError: Something the user can mend.
     """
     parser = new_parser("ablation_gate", __doc__)
+    parser.add_argument("--seeds", help="the base runs of these seeds, with commas between, instead of one run")
     add_settings(parser, of_run=True)
-    config = settings(parser.parse_intermixed_args(arguments), of_run=True)
+    parsed = parser.parse_intermixed_args(arguments)
+    if parsed.seeds:
+        from experiments.sweep import main as sweep  # which gathers this module
+
+        sweep(["gate", "--no-training", *arguments])
+        return
+    config = settings(parsed, of_run=True)
     folder = require_finished(config)
     prepare_process()
     compare(config, folder)
@@ -83,7 +93,20 @@ def compare(config: RunConfig, folder: RunFolder) -> list[SweepPoint]:
         tracking.parent.log_artifact(path / "sweep.md", "ablation_gate")
     show_report(report, f"Gate ablation, run {config.name}, threshold {threshold:.2f}")
     show(table)
+    show(_references(folder, config.seed))
     return points
+
+
+def _references(folder: RunFolder, seed: int) -> Table | str:
+    """Thinking by the gate beside thinking as often at random, by confidence, and with the answer known."""
+    from experiments.comparison import OWN, compare_modes, comparison_table
+    from experiments.record import RECORD, read_record
+
+    path = folder.path / RECORD
+    if not path.is_file():
+        return f"{path} is not there, so nothing is known of random and confidence: a run leaves it after the test tasks."
+    rows = compare_modes({seed: read_record(path)}, READS, reference=REFERENCE)
+    return comparison_table("Who thinks, as of the run's record", rows, modes=(OWN,), reference=REFERENCE)
 
 
 def sweep_table(points: Sequence[SweepPoint], threshold: float) -> Table:

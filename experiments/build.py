@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from callbacks.run_record import RunRecord
 from callbacks.throughput import Throughput
 from datamodules.gate_datamodule import GateDataModule
 from datamodules.mini.suite import data_revision, load_pairs, load_tasks
-from datamodules.mini.tasks import TASKS as SUITE_TASKS
+from datamodules.mini.tasks import AUXILIARY, TASKS
 from datamodules.pair_datamodule import PairDataModule, by_name
 from datamodules.pair_source import PairSource
 from datamodules.sources import open_source
@@ -39,7 +40,7 @@ from twn_lightning.evaluation.task import RetrievalTask
 from twn_lightning.models.adapters import LoraSpec
 from twn_lightning.models.backbones import load_backbone, load_processor
 from twn_lightning.models.backbones.base import Backbone, Processor, ProcessorOptions
-from twn_lightning.models.dual_lora import DualLoRAModel
+from twn_lightning.models.dual_lora import DualLoRAModel, Part
 from twn_lightning.models.outputs import Decoding
 from twn_lightning.rewards.mix import RewardMix
 from twn_lightning.stages.base import OptimSpec, StageModule
@@ -86,8 +87,8 @@ def build_model(config: RunConfig) -> DualLoRAModel:
     model = DualLoRAModel(
         build_backbone(config),
         reasoning=_lora(config.model.reasoning),
-        embedding=_lora(config.model.embedding),
-        num_queries=config.model.num_queries,
+        embedding=None if config.model.adapters == "shared" else _lora(config.model.embedding),
+        num_queries=0 if config.model.pooling == "last" else config.model.num_queries,
         interface=config.model.interface,
         gate_hidden_size=config.model.gate.hidden_size,
         gate_threshold=config.model.gate.threshold,
@@ -137,7 +138,7 @@ def build_sources(config: RunConfig, split: str, *, with_cot: bool = False) -> d
     if split == "train":
         sources.extend(_open(source, with_cot=with_cot) for source in config.data.sources)
     named = by_name(sources)
-    unknown = [name for name in config.data.weights if name not in named and name not in SUITE_TASKS]
+    unknown = [name for name in config.data.weights if name not in named and name not in TASKS and name not in AUXILIARY]
     if split == "train" and unknown:
         raise ConfigError(f"data.weights names {unknown[0]!r}, which is no source of this run: choose among {', '.join(named)}.")
     return named
@@ -250,7 +251,9 @@ def build_stage(config: RunConfig, step: Step, model: DualLoRAModel) -> AnyStage
         weights = CotSftWeights(
             cot=second.cot_weight, discriminative=second.discriminative_weight, generative=second.generative_weight, mixed=second.mixed_weight
         )
-        return CotSftStage(model, _optim(second.optim, second.steps), temperature=second.temperature, weights=weights, seed=seed)
+        rates: dict[Part, float] = {} if second.reasoning_learning_rate is None else {"reasoning": second.reasoning_learning_rate}
+        optim = _optim(second.optim, second.steps)
+        return CotSftStage(model, optim, temperature=second.temperature, weights=weights, seed=seed, learning_rates=rates, cot_every=second.cot_every)
     if step.section == "gate":
         third = stages.gate
         optim = _optim(third.optim, third.steps)
@@ -270,12 +273,10 @@ def _grpo_stage(config: RunConfig, model: DualLoRAModel) -> GrpoStage:
         scale_by_std=fourth.scale_by_std,
         score_temperature=fourth.score_temperature,
         gain_maximum=fourth.gain_maximum,
+        outcome_top_k=fourth.outcome_top_k,
         length_target=fourth.length_target,
     )
-    weights = fourth.rewards
-    rewards = RewardMix(
-        {"format": weights.format, "retrieval": weights.retrieval, "rank": weights.rank, "gain": weights.gain, "length": weights.length}
-    )
+    rewards = RewardMix(dataclasses.asdict(fourth.rewards))
     decoding = Decoding(max_new_tokens=fourth.max_new_tokens, temperature=fourth.sampling_temperature, top_p=fourth.top_p)
     return GrpoStage(model, _optim(fourth.optim, fourth.steps), spec=spec, decoding=decoding, rewards=rewards, seed=config.seed)
 

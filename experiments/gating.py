@@ -1,10 +1,10 @@
-"""Stage 3's way from pairs to a gate: labels from the model's own thoughts, and a threshold from validation tasks."""
+"""Stage 3's way from pairs to a gate: labels from the model's own thoughts, a threshold from validation tasks, thresholds for token budgets."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -17,14 +17,17 @@ from experiments.runs import write_atomically
 from twn_lightning.batches import GateBatch, Item
 from twn_lightning.configs.run import RunConfig
 from twn_lightning.evaluation.encode import EncodedItems, KnownItems, encode_items
-from twn_lightning.evaluation.evaluate import SweepPoint, threshold_sweep
+from twn_lightning.evaluation.evaluate import SweepPoint, ThinkSides, threshold_sweep
 from twn_lightning.evaluation.self_label import GateExamples, fit_threshold, self_label
 from twn_lightning.evaluation.task import RetrievalTask
 from twn_lightning.models.dual_lora import DualLoRAModel
+from twn_lightning.models.gate import threshold_within, tokens_per_query
 from twn_lightning.models.outputs import Decoding
 
 EXAMPLES = "gate_examples.safetensors"
 THRESHOLDS = tuple(round(step * 0.02, 2) for step in range(51))
+CURVE_STEPS = 100
+"""Steps of equal cost into which the thresholds of the gate's curve divide what always thinking costs."""
 
 
 @dataclass(frozen=True)
@@ -82,40 +85,136 @@ def _store(examples: GateExamples, path: Path) -> None:
 def choose_threshold(config: RunConfig, model: DualLoRAModel, tasks: Sequence[RetrievalTask], examples: GateBatch) -> list[SweepPoint]:
     """Set the gate's threshold and curve by the mean score over validation tasks, each kind of task counting as much.
 
-    The threshold is the one with the fewest reasoning tokens whose mean score lies within ``stages.gate.tolerance`` points of the best.
-    Without tasks it is chosen by the gain on the examples themselves.
+    The threshold is the one with the fewest reasoning tokens whose mean score lies within ``stages.gate.tolerance`` points of the best, among
+    those of `even_thresholds`. Without tasks it is chosen by the gain on the examples themselves. ``stages.gate.fixed_threshold`` overrides
+    either; the curve is made all the same.
 
     Args:
         config: The run's settings.
-        model: Gets ``gate.threshold`` and ``gate.curve``, whose tokens are means an input.
+        model: Gets ``gate.threshold`` and ``gate.curve``: see `twn_lightning.models.gate.CurvePoint`. Without tasks every example counts as one
+            query with one candidate of the same cost.
         tasks: Validation tasks.
         examples: Used if there are no tasks.
 
     Returns:
         The sweep over thresholds; empty without tasks.
     """
+    fixed = config.stages.gate.fixed_threshold
     if not tasks:
-        with torch.no_grad():
-            probability = model.gate.probability(examples.state.to(model.device)).cpu()
-        assert examples.num_reasoning_tokens is not None
-        fit = fit_threshold(probability, examples.gain, examples.num_reasoning_tokens)
-        model.gate.threshold, model.gate.curve = fit.threshold, fit.as_dicts()
+        _choose_by_gain(model, examples)
+        model.gate.threshold = model.gate.threshold if fixed is None else fixed
         return []
     encoded = encode_tasks(config, model, tasks)
-    points = mean_sweep(encoded, THRESHOLDS)
-    num_inputs = sum(len(each.queries) + len(each.candidates) for each in encoded)
-    chosen = cheapest(points, tolerance=config.stages.gate.tolerance)
-    model.gate.threshold = chosen.threshold
+    points = mean_sweep(encoded, even_thresholds(encoded))
+    model.gate.threshold = cheapest(points, tolerance=config.stages.gate.tolerance).threshold if fixed is None else fixed
+    ratio = candidates_per_query([each.task for each in encoded])
     model.gate.curve = [
         {
             "threshold": point.threshold,
             "quality": point.score,
-            "reasoning_tokens": point.reasoning_tokens / num_inputs,
             "think_rate": point.think_rate,
+            **asdict(token_costs(encoded, point.threshold)),
+            "candidates_per_query": ratio,
         }
         for point in points
     ]
     return points
+
+
+def _choose_by_gain(model: DualLoRAModel, examples: GateBatch) -> None:
+    with torch.no_grad():
+        probability = model.gate.probability(examples.state.to(model.device)).cpu()
+    assert examples.num_reasoning_tokens is not None
+    fit = fit_threshold(probability, examples.gain, examples.num_reasoning_tokens)
+    model.gate.threshold = fit.threshold
+    model.gate.curve = [
+        {
+            "threshold": point.threshold,
+            "quality": point.quality,
+            "think_rate": point.think_rate,
+            "query_tokens": point.reasoning_tokens,
+            "candidate_tokens": point.reasoning_tokens,
+            "reasoning_tokens": 2 * point.reasoning_tokens,
+            "candidates_per_query": 1.0,
+        }
+        for point in fit.curve
+    ]
+
+
+@dataclass(frozen=True)
+class TokenCosts:
+    """What thinking costs on tasks, each figure the mean over tasks.
+
+    Attributes:
+        query_tokens: Reasoning tokens a query.
+        candidate_tokens: Reasoning tokens a candidate.
+        reasoning_tokens: Reasoning tokens of queries and candidates, each candidate once, divided by the number of queries.
+    """
+
+    query_tokens: float
+    candidate_tokens: float
+    reasoning_tokens: float
+
+
+def token_costs(encoded: Sequence[EncodedTask], threshold: float, *, think_sides: ThinkSides = "both") -> TokenCosts:
+    """What the gate spends at a threshold.
+
+    Args:
+        encoded: At least one task.
+        threshold: 0 to 1.
+        think_sides: A side that may not think costs nothing.
+    """
+    rows = []
+    for each in encoded:
+        of_queries, of_candidates = (
+            side.reasoning_tokens(side.thinks("auto" if think_sides in ("both", name) else "never", threshold=threshold))
+            for name, side in (("query", each.queries), ("candidate", each.candidates))
+        )
+        num_queries, num_candidates = len(each.queries), len(each.candidates)
+        rows.append((of_queries / num_queries, of_candidates / num_candidates, (of_queries + of_candidates) / num_queries))
+    return TokenCosts(*(sum(column) / len(rows) for column in zip(*rows, strict=True)))
+
+
+def candidates_per_query(tasks: Sequence[RetrievalTask]) -> float:
+    """How many candidates are encoded for each query, mean over tasks."""
+    return sum(len(task.candidates) / len(task.queries) for task in tasks) / len(tasks)
+
+
+def even_thresholds(encoded: Sequence[EncodedTask], *, num_steps: int = CURVE_STEPS) -> list[float]:
+    """Rising thresholds from 0 to 1 between which the cost of thinking (`TokenCosts.reasoning_tokens`) falls in about equal steps.
+
+    They lie midway between neighbouring probabilities. A step is larger only where many inputs have the same probability.
+
+    Args:
+        encoded: With thoughts.
+        num_steps: Into how many parts the cost of always thinking is divided, at least 1.
+    """
+    probability = torch.cat([side.gate_probability.double() for each in encoded for side in (each.queries, each.candidates)])
+    cost = torch.cat([side.num_reasoning_tokens.double() / len(each.queries) for each in encoded for side in (each.queries, each.candidates)])
+    values, places = torch.unique(probability, return_inverse=True)
+    spent_below = torch.zeros(len(values), dtype=torch.float64).index_add(0, places, cost).cumsum(0)
+    marks = torch.linspace(0.0, float(spent_below[-1]), num_steps + 1, dtype=torch.float64)[1:-1]
+    between = (values[1:] + values[:-1]) / 2
+    if not len(between):
+        return [0.0, 1.0]
+    place = torch.searchsorted(spent_below, marks).clamp(max=len(between) - 1)
+    return sorted({0.0, *between[place].tolist(), 1.0})
+
+
+def budget_threshold(model: DualLoRAModel, tasks: Sequence[RetrievalTask], budget: float, *, think_sides: ThinkSides = "both") -> float:
+    """The threshold that should spend a budget on tasks, from the gate's stored curve and the number of the tasks' queries and candidates.
+
+    Args:
+        model: Whose gate has a curve.
+        tasks: What is to be evaluated; their labels and contents are not looked at.
+        budget: Reasoning tokens a query, the candidates' tokens included, each candidate once; mean over tasks.
+        think_sides: Which sides may think.
+
+    Raises:
+        ConfigError: There is no such threshold.
+    """
+    ratio = candidates_per_query(tasks)
+    return threshold_within(model.gate.curve, lambda point: tokens_per_query(point, candidates_per_query=ratio, sides=think_sides), budget=budget)
 
 
 def encode_tasks(config: RunConfig, model: DualLoRAModel, tasks: Sequence[RetrievalTask]) -> list[EncodedTask]:

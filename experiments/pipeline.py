@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import datamodules  # noqa: F401  (first: it prepares the import of torchvision, on which lightning depends)
 
@@ -25,15 +26,18 @@ from experiments.build import (
     data_tags,
     inference_device,
 )
-from experiments.gating import choose_threshold, gate_examples
-from experiments.results import evaluate_tasks, log_report, make_report, save_report, show_report
-from experiments.runs import STEPS, RunFolder, Step, resolve_backbone
+from experiments.gating import choose_threshold, encode_tasks, gate_examples
+from experiments.record import RECORD, write_record
+from experiments.results import log_report, make_report, save_report, show_report
+from experiments.runs import STEPS, RunFolder, Step, backbone_digest, num_steps, resolve_backbone
 from experiments.tracking import Tracking, TrackingLogger, environment_tags
+from twn_lightning import __version__
 from twn_lightning.batches import GateBatch
 from twn_lightning.checkpoints import load_bundle_into, save_bundle
 from twn_lightning.configs.load import flatten
 from twn_lightning.configs.run import RunConfig
 from twn_lightning.distributed import rank, rank_zero_first
+from twn_lightning.evaluation.evaluate import Mode, evaluate_encoded
 from twn_lightning.evaluation.figures import quality_against_tokens
 from twn_lightning.evaluation.report import Report
 from twn_lightning.models.dual_lora import DualLoRAModel
@@ -41,13 +45,14 @@ from twn_lightning.models.dual_lora import DualLoRAModel
 log = logging.getLogger(__name__)
 
 
-def run_pipeline(config: RunConfig, command: str, given: Sequence[str] = ()) -> Report | None:
+def run_pipeline(config: RunConfig, command: str, given: Sequence[str] = (), *, share: bool = False) -> Report | None:
     """Train what a command asks for.
 
     Args:
         config: The run's settings.
         command: "stage1" … "stage4", or "all" for the four and the test tasks.
         given: What the command line gave besides the command, for the hint at what comes next.
+        share: Take over steps that another run in the output folder has finished by the same recipe, instead of training them again.
 
     Returns:
         The report on the test tasks after "all"; None otherwise, and where there are no tasks.
@@ -63,6 +68,7 @@ def run_pipeline(config: RunConfig, command: str, given: Sequence[str] = ()) -> 
     log_parameters(model)
     tracking = Tracking(config, folder.path, tags)
     tracking.parent.log_metrics({f"parameters/{name}": value for name, value in model.parameter_report().items()})
+    provenance = {**environment_tags(config), **tags}
     report = None
     with tracking.running():
         for step in STEPS:
@@ -70,8 +76,10 @@ def run_pipeline(config: RunConfig, command: str, given: Sequence[str] = ()) -> 
                 continue
             if folder.is_done(step):
                 log.info("%s: finished before, in %s", step.title, folder.step(step))
-            else:
-                run_step(config, step, model, folder, tracking.child(step.name, tags), {**environment_tags(config), **tags})
+            elif not num_steps(config, step):
+                skip_step(config, step, model, folder, provenance)
+            elif not (share and take_over(config, step, folder, provenance)):
+                run_step(config, step, model, folder, tracking.child(step.name, tags), provenance)
         if command == "all":
             report = final_report(config, model, folder, tracking)
     if command != "all":
@@ -108,13 +116,34 @@ def run_step(config: RunConfig, step: Step, model: DualLoRAModel, folder: RunFol
         _fit_gate(config, model, examples, logger)
     if rank() == 0:
         seconds = time.perf_counter() - started
-        origin: dict[str, str | int | float] = {**provenance, "run": config.name, "step": step.name, "seed": config.seed}
-        save_bundle(model, folder.bundle(step), provenance=origin, backbone_path=_backbone_for(config, folder.bundle(step)))
+        _save(config, step, model, folder, provenance)
         logger.log_metrics({"seconds": seconds})
         logger.log_artifact(folder.bundle(step))
         logger.log_artifact(folder.path / "config.yaml")
-        folder.finish(step, {"seconds": round(seconds, 1)})
+        folder.finish(step, {"seconds": round(seconds, 1), "recipe": folder.recipe(step, _made_of(config, provenance))})
         logger.finalize("success")
+
+
+def skip_step(config: RunConfig, step: Step, model: DualLoRAModel, folder: RunFolder, provenance: Mapping[str, str]) -> None:
+    """Leave a step out: its bundle holds what its predecessor's does, or the fresh model (arguments as in `run_step`)."""
+    number, section = STEPS.index(step), step.section if not getattr(config.stages, step.section).steps else "grpo"
+    log.info("%s: left out (stages.%s.steps=0)", step.title, section)
+    with rank_zero_first():
+        if rank() == 0:
+            folder.begin(step)
+            if number:
+                load_bundle_into(model, folder.bundle(STEPS[number - 1]))
+            _save(config, step, model, folder, provenance)
+            folder.finish(step, {"seconds": 0.0, "left_out": "true", "recipe": folder.recipe(step, _made_of(config, provenance))})
+
+
+def take_over(config: RunConfig, step: Step, folder: RunFolder, provenance: Mapping[str, str]) -> bool:
+    """Whether another run had finished this very step, which is now in the run's folder too (arguments as in `run_step`)."""
+    with rank_zero_first():
+        origin = folder.share(step, folder.recipe(step, _made_of(config, provenance))) if rank() == 0 else None
+    if origin is not None:
+        log.info("%s: taken over from run %s, made by the same settings", step.title, origin)
+    return folder.is_done(step)
 
 
 def fit(trainer: Trainer, stage: AnyStage, data: LightningDataModule, checkpoint: Path | None) -> None:
@@ -147,8 +176,9 @@ def final_report(config: RunConfig, model: DualLoRAModel, folder: RunFolder, tra
     if rank() != 0:
         return None
     path, last = folder.path / "report.json", STEPS[-1]
+    finished = (folder.step(last) / "done.json").stat().st_mtime
     settings = {key: value for key, value in flatten(config).items() if key.startswith("evaluation.")}
-    if path.is_file() and path.stat().st_mtime > (folder.step(last) / "done.json").stat().st_mtime:
+    if all(file.is_file() and file.stat().st_mtime > finished for file in (path, folder.path / RECORD)):
         report = Report.from_json(path.read_text(encoding="utf-8"))
         if settings.items() <= report.provenance.items():
             show_report(report, f"Test tasks, run {config.name} (evaluated before)")
@@ -159,26 +189,20 @@ def final_report(config: RunConfig, model: DualLoRAModel, folder: RunFolder, tra
         return None
     log.info("test tasks: %d, with the bundle of %s", len(tasks), last.title)
     load_bundle_into(model.to(inference_device(config)), folder.bundle(last))
-    results = evaluate_tasks(config, model, tasks)
+    encoded = encode_tasks(config, model, tasks)
+    modes, sides = cast("tuple[Mode, ...]", config.evaluation.modes), config.evaluation.think_sides
+    results = [
+        evaluate_encoded(each.task, each.queries, each.candidates, modes=modes, think_sides=sides, threshold=model.gate.threshold) for each in encoded
+    ]
     report = make_report(tasks, results, {"run": config.name, **settings, **environment_tags(config), **data_tags(config)})
     save_report(report, tasks, results, folder.path, {})
     logger = tracking.child("evaluation")
     log_report(report, folder.path, logger, tracking.parent)
+    logger.log_artifact(write_record(config, model, folder, tasks, encoded, report, tracking))
     logger.finalize("success")
     show_report(report, f"Test tasks, run {config.name}")
     log.info("bundle: %s\nreport: %s\nmake mlflow-ui shows the curves", folder.bundle(last), folder.path / "report.md")
     return report
-
-
-def num_steps(config: RunConfig, step: Step) -> int:
-    """Optimiser steps of a step."""
-    stages = config.stages
-    return {
-        "contrastive": stages.contrastive.steps,
-        "cot_sft": stages.cot_sft.steps,
-        "gate": stages.gate.steps,
-        "grpo": stages.grpo.steps,
-    }[step.section]
 
 
 def log_parameters(model: DualLoRAModel) -> None:
@@ -186,6 +210,16 @@ def log_parameters(model: DualLoRAModel) -> None:
     counts = model.parameter_report()
     parts = ", ".join(f"{part} {counts[part]:,.0f}" for part in ("reasoning", "embedding", "queries", "gate"))
     log.info("backbone %s parameters, frozen; added: %s (%.1f %% of it)", f"{counts['backbone']:,.0f}", parts, 100 * counts["ratio"])
+
+
+def _save(config: RunConfig, step: Step, model: DualLoRAModel, folder: RunFolder, provenance: Mapping[str, str]) -> None:
+    origin: dict[str, str | int | float] = {**provenance, "run": config.name, "step": step.name, "seed": config.seed}
+    save_bundle(model, folder.bundle(step), provenance=origin, backbone_path=_backbone_for(config, folder.bundle(step)))
+
+
+def _made_of(config: RunConfig, provenance: Mapping[str, str]) -> dict[str, str]:
+    data = {key: value for key, value in provenance.items() if key == "data_revision" or key.startswith("data.")}
+    return {**data, "backbone": backbone_digest(config.backbone.path), "version": __version__}
 
 
 def _examples(config: RunConfig, step: Step, model: DualLoRAModel, path: Path) -> GateBatch | None:

@@ -2,6 +2,7 @@
 
     python -m experiments.pretrain_backbone                                                   # about an hour on one core
     python -m experiments.pretrain_backbone --steps 100 --tower-steps 50 --folder runs/try    # to see it work
+    python -m experiments.pretrain_backbone --start runs/try --folder runs/longer              # to go on from a backbone with fresh schedules
 
 Needs the `mini` extra. Interrupted and started again with the same folder, it goes on. The curve is in MLflow, experiment
 "pretrain"; with it, every 500 steps, the share of validation examples answered without a mistake, by kind.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +36,7 @@ from torch.utils.data import DataLoader, Dataset  # noqa: E402
 from transformers.modeling_outputs import BaseModelOutputWithPooling  # noqa: E402
 
 from datamodules.mini.splits import Split  # noqa: E402
-from experiments.pretrain_corpus import KINDS, tokenizer_corpus, visible_names  # noqa: E402
+from experiments.pretrain_corpus import KINDS, SKILLS, tokenizer_corpus, visible_names  # noqa: E402
 from experiments.tracking import Tracking  # noqa: E402
 from twn_lightning.batches import Inputs, Thoughts  # noqa: E402
 from twn_lightning.configs.run import RunConfig, TrackingConfig  # noqa: E402
@@ -46,7 +48,7 @@ BATCH_SIZE = 64
 LEARNING_RATE = 1e-3
 WARMUP_STEPS = 100
 VALIDATE_EVERY = 500
-OPTIONS = ProcessorOptions(num_frames=4, video_timestamps=False)
+OPTIONS = ProcessorOptions(num_frames=6, video_timestamps=False)
 
 
 class CaptionBatch(NamedTuple):
@@ -67,7 +69,7 @@ class CaptionBatches(Dataset[CaptionBatch]):
         seed: Of kinds and examples.
         batch_size: Examples a batch.
         tower_steps: So many first batches hold pictures only.
-        kinds: The kind of each batch, instead of drawing it.
+        kinds: The kind of each batch, a key of `SKILLS`, instead of drawing it.
     """
 
     def __init__(self, folder: Path, split: Split, *, seed: int, batch_size: int, tower_steps: int = 0, kinds: Sequence[str] = ()) -> None:
@@ -78,7 +80,8 @@ class CaptionBatches(Dataset[CaptionBatch]):
     def __getitem__(self, index: int) -> CaptionBatch:
         rng = np.random.default_rng((self.seed, index))
         kind = self.kinds[index] if self.kinds else self._kind(index, rng)
-        examples = [KINDS[kind][1](self.split, rng) for _ in range(self.batch_size)]
+        make = SKILLS[kind] if self.kinds else KINDS[kind][1]
+        examples = [make(self.split, rng) for _ in range(self.batch_size)]
         return CaptionBatch(
             inputs=self.processor.inputs([example.item for example in examples]),
             answers=self.processor.thoughts([example.answer for example in examples]),
@@ -87,7 +90,7 @@ class CaptionBatches(Dataset[CaptionBatch]):
         )
 
     def _kind(self, index: int, rng: np.random.Generator) -> str:
-        kinds = [kind for kind in KINDS if kind != "text" or index >= self.tower_steps]
+        kinds = [kind for kind in KINDS if kind not in ("text", "fact") or index >= self.tower_steps]
         shares = np.array([KINDS[kind][0] for kind in kinds])
         return str(rng.choice(kinds, p=shares / shares.sum()))
 
@@ -177,7 +180,7 @@ class Pretraining(LightningModule):
         return DataLoader(batches, batch_size=None, sampler=range(self.trainer.global_step, self.num_steps))
 
     def val_dataloader(self) -> DataLoader[CaptionBatch]:
-        kinds = [kind for kind in KINDS for _ in range(2)]
+        kinds = [kind for kind in SKILLS for _ in range(4)]
         batches = CaptionBatches(self.folder, "validation", seed=self.seed + 1, batch_size=BATCH_SIZE, kinds=kinds)
         return DataLoader(batches, batch_size=None, sampler=range(len(kinds)))
 
@@ -194,7 +197,7 @@ class Pretraining(LightningModule):
         return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def pretrain(folder: Path, *, num_steps: int, tower_steps: int, seed: int, stop_after: int | None = None) -> None:
+def pretrain(folder: Path, *, num_steps: int, tower_steps: int, seed: int, start: Path | None = None, stop_after: int | None = None) -> None:
     """Trains into a folder that `from_pretrained` reads; a checkpoint beside it lets an interrupted run go on.
 
     Args:
@@ -202,10 +205,13 @@ def pretrain(folder: Path, *, num_steps: int, tower_steps: int, seed: int, stop_
         num_steps: Length of the schedule, in optimiser steps.
         tower_steps: How many of them train the vision tower alone.
         seed: Of weights and data.
+        start: A backbone to begin with, tokenizer and all, instead of random weights.
         stop_after: Stop early at this step; the next call goes on from there.
     """
     seed_everything(seed)
-    if not (folder / "config.json").exists():
+    if not (folder / "config.json").exists() and start is not None:
+        shutil.copytree(start, folder, ignore=shutil.ignore_patterns("README.md"), dirs_exist_ok=True)
+    elif not (folder / "config.json").exists():
         create_tiny_qwen3_vl(folder, tokenizer_corpus(), seed=seed)
     module = Pretraining(folder, num_steps=num_steps, tower_steps=tower_steps, seed=seed)
     checkpoints = folder.parent / f"{folder.name}-checkpoints"
@@ -237,9 +243,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/tiny_qwen3_vl"), help="where the backbone is written")
     parser.add_argument("--steps", type=int, default=5200, help="optimiser steps of 64 examples")
     parser.add_argument("--tower-steps", type=int, default=2500, help="how many of them train the vision tower alone")
+    parser.add_argument("--start", type=Path, default=None, help="a backbone to begin with, instead of random weights")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data")
     options = parser.parse_args(arguments)
-    pretrain(options.folder, num_steps=options.steps, tower_steps=options.tower_steps, seed=options.seed)
+    pretrain(options.folder, num_steps=options.steps, tower_steps=options.tower_steps, seed=options.seed, start=options.start)
 
 
 if __name__ == "__main__":

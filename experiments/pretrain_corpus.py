@@ -1,10 +1,13 @@
-"""What the tiny backbone is pretrained on: captions, readings, facts and short reasoning text of MMEB-mini's training split.
+"""What the tiny backbone is pretrained on: captions, readings, facts and short reasoning text about MMEB-mini's world.
+
+Things and flags are shown in both drawing styles, as a large model has seen everything; digits, scenes and motions are those of the training split.
 
 No example joins a picture with a fact: which capital a flag stands for, or what two seen digits add up to, is left to the stages.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -12,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from datamodules.mini import render, sentences
-from datamodules.mini.assets import Style, all_names, concepts, countries
-from datamodules.mini.splits import Split, country_split, drawing_split, scene_concepts, triple_split
+from datamodules.mini.assets import STYLES, Concept, Style, all_names, concepts, countries
+from datamodules.mini.splits import Split, scene_concepts, triple_split
 from datamodules.mini.tasks import TASKS
 from twn_lightning.batches import Item
 
@@ -35,16 +38,17 @@ INSTRUCTIONS = {
     "digits": ("", "Which digits?", "Which sum?"),
     "digits_clip": ("", "Which digits?", "Which sum?"),
     "row": ("", "What is right of the", "Find the"),
+    "order": ("", "What is after the", "Find the"),
     "motion": ("", "What happens?"),
     "page": ("",),
 }
 """Instructions a picture of each kind is seen under; the answer is always what is seen."""
 
 
-def object_example(split: Split, rng: np.random.Generator) -> Example:
-    """A drawing and its name, at either size."""
-    concept = _pick(concepts() if split == "train" else drawing_split()[split], rng)
-    picture = render.object_picture(concept, _style(split), _augment(split, rng))
+def object_example(split: Split, rng: np.random.Generator, style: Style | None = None) -> Example:
+    """A drawing and its name."""
+    concept = _pick(concepts(), rng)
+    picture = render.object_picture(concept, _either(style, rng), _augment(split, rng))
     return _shown("object", picture, sentences.thing(concept.name), concept.name, rng)
 
 
@@ -55,10 +59,11 @@ def crop_example(split: Split, rng: np.random.Generator) -> Example:
     return _shown("crop", picture, sentences.thing(concept.name), concept.name, rng)
 
 
-def flag_example(split: Split, rng: np.random.Generator) -> Example:
+def flag_example(split: Split, rng: np.random.Generator, style: Style | None = None) -> Example:
     """A flag and its country."""
-    country = _pick(countries() if split == "train" else country_split()[split], rng)
-    return _shown("flag", render.flag_picture(country, _style(split), _augment(split, rng)), sentences.flag_of(country.name), country.name, rng)
+    country = _pick(countries(), rng)
+    picture = render.flag_picture(country, _either(style, rng), _augment(split, rng))
+    return _shown("flag", picture, sentences.flag_of(country.name), country.name, rng)
 
 
 def digits_example(split: Split, rng: np.random.Generator) -> Example:
@@ -78,29 +83,45 @@ def digits_clip_example(split: Split, rng: np.random.Generator) -> Example:
 
 def row_example(split: Split, rng: np.random.Generator) -> Example:
     """A scene of three objects and their names in order; only triples of the split."""
-    while True:
-        things = [scene_concepts()[index] for index in rng.choice(len(scene_concepts()), size=3, replace=False)]
-        names = [concept.name for concept in things]
-        if triple_split(names) == split:
-            break
+    things = _triple(split, rng)
+    names = [concept.name for concept in things]
     picture = render.scene_picture(things, _augment(split, rng))
     instruction = _pick(INSTRUCTIONS["row"], rng)
     text = names[int(rng.integers(0, 2))] if instruction else ""
     return Example(Item(images=(picture,), instruction=instruction, text=text), sentences.row(names), tuple(names))
 
 
+def order_example(split: Split, rng: np.random.Generator) -> Example:
+    """A clip of three objects one after another and their names in order; only triples of the split."""
+    things = _triple(split, rng)
+    names = [concept.name for concept in things]
+    instruction = _pick(INSTRUCTIONS["order"], rng)
+    text = names[int(rng.integers(0, 2))] if instruction else ""
+    clip = render.moments_clip(things, _augment(split, rng))
+    return Example(Item(video=clip, instruction=instruction, text=text), sentences.order(names), tuple(names))
+
+
+def moment_example(split: Split, rng: np.random.Generator) -> Example:
+    """A clip of one object at rest."""
+    concept = _pick(scene_concepts(), rng)
+    return Example(Item(video=render.moments_clip([concept], _augment(split, rng))), sentences.thing(concept.name), (concept.name,))
+
+
 def motion_example(split: Split, rng: np.random.Generator) -> Example:
-    """A clip of one moving object and how it moves; only motions of the split."""
+    """A clip of one moving object and how it moves; of the scenes' objects only motions of the split, and in training any other object too."""
     name, direction = _pick(TASKS["ClipMotion"].subjects(split), rng)
     concept = next(concept for concept in scene_concepts() if concept.name == name)
+    if split == "train" and rng.random() < 0.5:
+        concept = _pick([concept for concept in concepts() if concept not in scene_concepts()], rng)
+        name, direction = concept.name, _pick(tuple(render.DIRECTIONS), rng)
     clip = render.motion_clip(concept, direction, rng)
     return Example(Item(video=clip, instruction=_pick(INSTRUCTIONS["motion"], rng)), sentences.moves(name, direction), (name,))
 
 
 def page_example(split: Split, rng: np.random.Generator) -> Example:
     """A page and which country it is about."""
-    country = _pick(countries() if split == "train" else country_split()[split], rng)
-    page = render.page_picture(country, _style(split), _pick(render.LAYOUTS, rng), _augment(split, rng))
+    country = _pick(countries(), rng)
+    page = render.page_picture(country, _pick(STYLES, rng) if split == "train" else "openmoji", _pick(render.LAYOUTS, rng), _augment(split, rng))
     return _shown("page", page, sentences.page_about(country.name), country.name, rng)
 
 
@@ -117,10 +138,23 @@ def text_example(split: Split, rng: np.random.Generator) -> Example:
         ("Fact", f"{sentences.flag_of(country.name)} {sentences.capital_of(country.name, country.capital)}"),
         ("Fact", f"{sentences.digits(values)} {sentences.total(values)}"),
         ("Fact", f"{sentences.row(names)} {sentences.right_of(names[position], names[position + 1])}"),
-        (name, sentences.echo(name)),
-        (f"Fact about {country.capital}", sentences.is_capital_of(country.capital, country.name)),
+        ("Fact", f"{sentences.order(names)} {sentences.after(names[position], names[position + 1])}"),
+        (name, f"{name}."),
     )
     text, answer = choices[int(rng.integers(0, len(choices)))]
+    return Example(Item(text=text), answer)
+
+
+def fact_example(split: Split, rng: np.random.Generator) -> Example:
+    """A fact asked for in words, with one right answer: a capital, the country of a capital, a sum."""
+    country = _pick(countries(), rng)
+    left, right = (int(value) for value in rng.integers(0, 10, size=2))
+    choices: Sequence[tuple[str, str]] = (
+        (f"Fact about {country.name}", sentences.capital_of(country.name, country.capital)),
+        (f"Fact about {country.capital}", sentences.is_capital_of(country.capital, country.name)),
+        (f"Fact about {left} and {right}", sentences.total((left, right))),
+    )
+    text, answer = choices[int(rng.choice(3, p=(0.4, 0.4, 0.2)))]
     return Example(Item(text=text), answer)
 
 
@@ -131,11 +165,22 @@ KINDS: dict[str, tuple[float, Callable[[Split, np.random.Generator], Example]]] 
     "digits": (2.5, digits_example),
     "digits_clip": (1.5, digits_clip_example),
     "row": (2.5, row_example),
-    "motion": (1.0, motion_example),
+    "order": (1.5, order_example),
+    "moment": (0.5, moment_example),
+    "motion": (1.5, motion_example),
     "page": (1.5, page_example),
-    "text": (2.5, text_example),
+    "text": (2.0, text_example),
+    "fact": (2.0, fact_example),
 }
 """Share of the batches and maker of each kind of example."""
+
+
+SKILLS: dict[str, Callable[[Split, np.random.Generator], Example]] = {
+    **{kind: make for kind, (_, make) in KINDS.items() if kind not in ("object", "flag")},
+    **{f"object_{style}": functools.partial(object_example, style=style) for style in STYLES},
+    **{f"flag_{style}": functools.partial(flag_example, style=style) for style in STYLES},
+}
+"""What is measured, one single-hop skill each: the kinds, with drawings and flags in each style apart."""
 
 
 def visible_names() -> Sequence[str]:
@@ -164,13 +209,20 @@ def _pick(options: Sequence[_T], rng: np.random.Generator) -> _T:
     return options[int(rng.integers(0, len(options)))]
 
 
+def _triple(split: Split, rng: np.random.Generator) -> list[Concept]:
+    while True:
+        things = [scene_concepts()[index] for index in rng.choice(len(scene_concepts()), size=3, replace=False)]
+        if triple_split([concept.name for concept in things]) == split:
+            return things
+
+
+def _either(style: Style | None, rng: np.random.Generator) -> Style:
+    return style if style is not None else _pick(STYLES, rng)
+
+
 def _augment(split: Split, rng: np.random.Generator) -> np.random.Generator | None:
     return rng if split == "train" else None
 
 
 def _shown(kind: str, picture: Image.Image, answer: str, name: str, rng: np.random.Generator) -> Example:
     return Example(Item(images=(picture,), instruction=_pick(INSTRUCTIONS[kind], rng)), answer, (name,))
-
-
-def _style(split: Split) -> Style:
-    return "twemoji" if split == "train" else "openmoji"

@@ -58,6 +58,26 @@ def evaluate_tasks(
     return results
 
 
+def budget_line(results: Sequence[TaskResult], *, budget: float) -> str:
+    """What was asked for and what the gate spent, in reasoning tokens a query, the candidates' included; mean over tasks.
+
+    Args:
+        results: With the modes auto and, to say how dear always thinking is, always.
+        budget: As it was asked for.
+    """
+    spent = {
+        mode: sum(result.modes[mode].reasoning_tokens / result.num_queries for result in results) / len(results)
+        for mode in ("auto", "always")
+        if all(mode in result.modes for result in results)
+    }
+    parts = [f"budget: {budget:g} reasoning tokens a query asked for"]
+    if "auto" in spent:
+        parts.append(f"{spent['auto']:.1f} spent at threshold {results[0].threshold:.4f}")
+    if "always" in spent:
+        parts.append(f"always thinking costs {spent['always']:.1f}")
+    return ", ".join(parts)
+
+
 def make_report(tasks: Sequence[RetrievalTask], results: Sequence[TaskResult], provenance: Mapping[str, str]) -> Report:
     """The report of a whole suite."""
     return Report.from_results(results, expected=task_labels(tasks), provenance=provenance)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +49,8 @@ STEPS = (
 COMMANDS = ("stage1", "stage2", "stage3", "stage4", "all")
 _SHARED_PREFIXES = ("seed", "backbone.", "model.", "data.", "decoding.", "trainer.precision", "trainer.accumulate", "trainer.clip", "trainer.devices")
 _FREE_KEYS = ("data.validation_batches",)
+_RECIPE_KEYS = ("trainer.accelerator", "trainer.strategy", "trainer.num_nodes", "evaluation.validation_queries")
+_ENDS_READ = 1 << 20
 
 
 def resolve_backbone(path: str) -> Path:
@@ -62,6 +66,33 @@ def resolve_backbone(path: str) -> Path:
     raise ConfigError(
         f"backbone.path is {path!r}, but there is no config.json in it: give a folder, or one of the names {', '.join(names) or '(none shipped)'}."
     )
+
+
+def num_steps(config: RunConfig, step: Step) -> int:
+    """Optimiser steps of a step; 0 where it is left out, as the gate's refit is where there is nothing to refit it for."""
+    if step.name == "gate_refit" and not config.stages.grpo.steps:
+        return 0
+    stages = config.stages
+    return {
+        "contrastive": stages.contrastive.steps,
+        "cot_sft": stages.cot_sft.steps,
+        "gate": stages.gate.steps,
+        "grpo": stages.grpo.steps,
+    }[step.section]
+
+
+def backbone_digest(path: str) -> str:
+    """Digest of a backbone's config.json and of each weight file's name, size, first and last megabyte."""
+    folder = resolve_backbone(path)
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size} ".encode())
+        with file.open("rb") as content:
+            digest.update(content.read(_ENDS_READ))
+            content.seek(max(0, size - _ENDS_READ))
+            digest.update(content.read(_ENDS_READ))
+    return digest.hexdigest()
 
 
 class RunFolder:
@@ -146,9 +177,51 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "settings.yaml").write_text(yaml.safe_dump(dict(self._relevant(step))), encoding="utf-8")
 
+    def recipe(self, step: Step, made_of: Mapping[str, str] | None = None) -> str:
+        """Digest of everything that makes a step: its settings, those of all steps before it, and the seed.
+
+        Args:
+            step: Which one.
+            made_of: What it is made of besides settings, such as digests of the data and of the backbone.
+        """
+        settings = flatten(self.config)
+        steps = [[before.name, self._relevant(before)] for before in STEPS[: STEPS.index(step) + 1]]
+        content = [steps, {key: settings[key] for key in _RECIPE_KEYS}, dict(made_of or {})]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def share(self, step: Step, recipe: str) -> str | None:
+        """Take over a step that another run in the same output folder has finished by the same recipe; files are hard links where that works.
+
+        Args:
+            step: Which one.
+            recipe: Of `recipe`; a step notes it as it finishes.
+
+        Returns:
+            The run that trained it; None if there is no such step.
+        """
+        place = self.step(step)
+        for done in sorted(self.path.parent.glob(f"*/{place.name}/done.json")):
+            other = done.parent
+            if other == place or not (other / "bundle" / "twn_config.json").is_file():
+                continue
+            record = done_numbers(other)
+            if record.get("recipe") != recipe:
+                continue
+            partial = place.with_name(f".{place.name}.sharing")
+            shutil.rmtree(partial, ignore_errors=True)
+            ignored = shutil.ignore_patterns("*.ckpt", "done.json", "settings.yaml", ".*")
+            shutil.copytree(other, partial, ignore=ignored, copy_function=_link_or_copy)
+            shutil.rmtree(place, ignore_errors=True)
+            partial.rename(place)
+            origin = str(record.get("shared_from", other.parent.name))
+            self.begin(step)
+            self.finish(step, {**record, "shared_from": origin})
+            return origin
+        return None
+
     def finish(self, step: Step, numbers: Mapping[str, float | int | str]) -> None:
         """Mark the step as done, with what is worth knowing about it."""
-        record = {"finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **numbers}
+        record = {**numbers, "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
         write_atomically(self.step(step) / "done.json", json.dumps(record, indent=2))
 
     def _relevant(self, step: Step) -> dict[str, str]:
@@ -168,6 +241,20 @@ class RunFolder:
                 f"{step.title} of run {self.config.name!r} was begun with other settings: {shown}. "
                 f"Choose another run with --run NAME, or remove {self.step(step)} and the steps after it."
             )
+
+
+def done_numbers(folder: Path) -> dict[str, str | float]:
+    """What a finished step noted: when it finished, its seconds and recipe, and where it was taken over from."""
+    content = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        Path(target).hardlink_to(source)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -23,6 +23,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = new_parser("train", __doc__)
     parser.add_argument("stage", help=", ".join(COMMANDS))
+    parser.add_argument("--share", action="store_true", help="take over steps that another run in the output folder finished with the same settings")
     add_settings(parser)
     parsed = parser.parse_intermixed_args(arguments)
     if parsed.stage not in COMMANDS:
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     prepare_process()
     from experiments.pipeline import run_pipeline  # torch is loaded here, after everything was checked
 
-    run_pipeline(config, parsed.stage, given)
+    run_pipeline(config, parsed.stage, given, share=parsed.share)
 
 
 if __name__ == "__main__":

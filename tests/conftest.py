@@ -148,7 +148,8 @@ def make_model(tiny_backbone_path: Path) -> Callable[..., DualLoRAModel]:
         spec = LoraSpec(rank=4, alpha=8, dropout=dropout)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = DualLoRAModel(backbone, reasoning=spec, embedding=spec, num_queries=num_queries, **settings)  # type: ignore[arg-type]
+            adapters = {"reasoning": spec, "embedding": spec, "num_queries": num_queries, **settings}
+            model = DualLoRAModel(backbone, **adapters)  # type: ignore[arg-type]
             for name, parameter in model.named_parameters():
                 if ".lora_B." in name:
                     torch.nn.init.normal_(parameter, std=0.1)

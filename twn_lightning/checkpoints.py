@@ -1,7 +1,7 @@
 """Bundles: a trained model's parts on disk, without the backbone and without pickle.
 
-    reasoning/  embedding/    PEFT folders, which PEFT alone can load too
-    gate_mlp.pt  queries.pt   tensors
+    reasoning/  embedding/    PEFT folders, which PEFT alone can load too; the same twice where one shared adapter does both
+    gate_mlp.pt  queries.pt   tensors; no rows of queries where the last token is pooled
     twn_config.json           everything else that is needed to load them again, and where they came from
 
 A folder with only the first four, the layout in which TWN was published, loads with settings given as arguments.
@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -50,6 +50,7 @@ class BundleDefaults:
         interface: What the queries read: kv or reencode.
         gate_threshold: Probability from which an input thinks.
         detach: See `DualLoRAModel`.
+        adapters: dual, or shared where the folders hold one adapter twice that thinks and embeds (only further training tells them apart).
         dtype: Of the backbone's weights.
         attn_implementation: sdpa, eager or flash_attention_2.
         processor: How prompts are made.
@@ -59,6 +60,7 @@ class BundleDefaults:
     interface: Interface = "kv"
     gate_threshold: float = 0.5
     detach: bool = True
+    adapters: Literal["dual", "shared"] = "dual"
     dtype: str = "float32"
     attn_implementation: str = "sdpa"
     processor: ProcessorOptions = field(default_factory=ProcessorOptions)
@@ -85,7 +87,10 @@ def save_bundle(model: DualLoRAModel, folder: str | Path, *, provenance: Mapping
     try:
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir(parents=True)
-        model.peft.save_pretrained(str(writing), selected_adapters=list(ADAPTERS), save_embedding_layers=False)
+        own = ADAPTERS[:1] if model.is_shared else ADAPTERS
+        model.peft.save_pretrained(str(writing), selected_adapters=list(own), save_embedding_layers=False)
+        if model.is_shared:
+            shutil.copytree(writing / "reasoning", writing / "embedding")
         torch.save({key: tensor.detach().cpu() for key, tensor in model.gate.mlp.state_dict().items()}, writing / GATE)
         torch.save({"queries": model.queries.detach().cpu()}, writing / QUERIES)
         config = json.dumps(_description(model, provenance, str(backbone_path)), indent=2)
@@ -131,7 +136,7 @@ def load_bundle(folder: str | Path, *, backbone: Backbone | None = None, fallbac
     model = DualLoRAModel(
         backbone,
         reasoning=specs["reasoning"],
-        embedding=specs["embedding"],
+        embedding=None if settings.adapters == "shared" else specs["embedding"],
         num_queries=queries.shape[0],
         interface=settings.interface,
         gate_hidden_size=gate["0.weight"].shape[0],
@@ -162,6 +167,9 @@ def load_bundle_into(model: DualLoRAModel, folder: str | Path) -> None:
                 "Give the model the bundle's values."
             )
         tensors = _read_safetensors(folder / adapter / "adapter_model.safetensors")
+        if model.is_shared and adapter == "embedding":
+            _check_equal(tensors, folder)
+            continue
         expected = get_peft_model_state_dict(model.peft, adapter_name=adapter, save_embedding_layers=False)
         _check_keys(tensors, expected, folder / adapter)
         set_peft_model_state_dict(model.peft, tensors, adapter_name=adapter)
@@ -171,6 +179,15 @@ def load_bundle_into(model: DualLoRAModel, folder: str | Path) -> None:
     model.gate.mlp.load_state_dict(gate)
     with torch.no_grad():
         model.queries.copy_(queries["queries"])
+
+
+def _check_equal(embedding: Mapping[str, Tensor], folder: Path) -> None:
+    reasoning = _read_safetensors(folder / "reasoning" / "adapter_model.safetensors")
+    if set(reasoning) != set(embedding) or any(not torch.equal(tensor, embedding[key]) for key, tensor in reasoning.items()):
+        raise CheckpointError(
+            f"{folder} holds two different adapters, but the model has one shared adapter: "
+            "load it with adapters=dual, or start from a bundle trained with shared adapters."
+        )
 
 
 def _description(model: DualLoRAModel, provenance: Mapping[str, str | int | float], backbone_path: str) -> dict[str, Any]:
@@ -186,6 +203,7 @@ def _description(model: DualLoRAModel, provenance: Mapping[str, str | int | floa
         },
         "interface": model.interface,
         "detach": model.detach,
+        "adapters": "shared" if model.is_shared else "dual",
         "num_queries": model.num_queries,
         "gate": {"hidden_size": model.gate.gate_hidden_size, "threshold": model.gate.threshold, "curve": model.gate.curve},
         "processor": dataclasses.asdict(model.processor.options),
@@ -249,6 +267,7 @@ def _settings(config: dict[str, Any], fallback: BundleDefaults | None) -> Bundle
         interface=config["interface"],
         gate_threshold=float(config["gate"]["threshold"]),
         detach=bool(config["detach"]),
+        adapters=config.get("adapters", "dual"),
         dtype=config["backbone"]["dtype"],
         attn_implementation=config["backbone"]["attn_implementation"],
         processor=ProcessorOptions(**config["processor"]),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, overload
@@ -14,8 +15,10 @@ from twn_lightning.batches import Item
 from twn_lightning.checkpoints import BundleDefaults, load_bundle
 from twn_lightning.errors import ConfigError, DataError
 from twn_lightning.models.dual_lora import DualLoRAModel
+from twn_lightning.models.gate import threshold_within
 from twn_lightning.models.outputs import Decoding
 
+Side: TypeAlias = Literal["query", "candidate"]
 Think: TypeAlias = Literal["never", "always", "auto"]
 EncoderInput: TypeAlias = str | Item | Sequence[str | Item]
 """One input or several; a string is an item with only text."""
@@ -79,18 +82,49 @@ class Encoder:
         return cls(model.to(device), decoding=decoding)
 
     @overload
-    def encode(self, inputs: EncoderInput, *, think: Think = "auto", batch_size: int = 32, return_thoughts: Literal[False] = False) -> Tensor: ...
+    def encode(
+        self,
+        inputs: EncoderInput,
+        *,
+        think: Think = "auto",
+        budget: float | None = None,
+        side: Side = "query",
+        batch_size: int = 32,
+        return_thoughts: Literal[False] = False,
+    ) -> Tensor: ...
 
     @overload
-    def encode(self, inputs: EncoderInput, *, think: Think = "auto", batch_size: int = 32, return_thoughts: Literal[True]) -> Encoding: ...
+    def encode(
+        self,
+        inputs: EncoderInput,
+        *,
+        think: Think = "auto",
+        budget: float | None = None,
+        side: Side = "query",
+        batch_size: int = 32,
+        return_thoughts: Literal[True],
+    ) -> Encoding: ...
 
     @torch.no_grad()
-    def encode(self, inputs: EncoderInput, *, think: Think = "auto", batch_size: int = 32, return_thoughts: bool = False) -> Tensor | Encoding:
+    def encode(
+        self,
+        inputs: EncoderInput,
+        *,
+        think: Think = "auto",
+        budget: float | None = None,
+        side: Side = "query",
+        batch_size: int = 32,
+        return_thoughts: bool = False,
+    ) -> Tensor | Encoding:
         """Unit vectors of the inputs, in order.
 
         Args:
             inputs: Strings, items, or both.
             think: Whether to reason before embedding; "auto" lets the gate decide for each input.
+            budget: Reasoning tokens an input, on average, that "auto" should spend: the gate's threshold is then the one that spent this much
+                on the validation tasks the bundle was made with. None: the bundle's own threshold. Inputs unlike those tasks' spend other amounts;
+                `Encoding.num_reasoning_tokens` tells.
+            side: What the inputs are, for the budget: thoughts of queries and of candidates differ in number and length.
             batch_size: Inputs run together, at least 1.
             return_thoughts: Gives the chains of thought and their cost too.
 
@@ -99,18 +133,20 @@ class Encoder:
             one input counts as a sequence of one.
 
         Raises:
-            ConfigError: An argument is out of range.
+            ConfigError: An argument is out of range, or the bundle knows no threshold for the budget.
             DataError: There is no input, or one is empty or its media cannot be read.
         """
         if think not in ("never", "always", "auto"):
             raise ConfigError(f"think is {think!r}; choose never, always or auto.")
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
+        threshold = self._threshold(think, budget, side)
         sequence = [inputs] if isinstance(inputs, str | Item) else list(inputs)
         if not sequence:
             raise DataError("There is nothing to encode: the list of inputs is empty.")
         items = [Item(text=entry) if isinstance(entry, str) else entry for entry in sequence]
-        parts = [self._encode_batch(items[start : start + batch_size], think) for start in range(0, len(items), batch_size)]
+        with self._gate_at(threshold):
+            parts = [self._encode_batch(items[start : start + batch_size], think) for start in range(0, len(items), batch_size)]
         vectors = torch.cat([part.vectors for part in parts])
         if not return_thoughts:
             return vectors[0] if isinstance(inputs, str | Item) else vectors
@@ -133,6 +169,25 @@ class Encoder:
             ``(Q, C)``.
         """
         return queries.float().reshape(-1, queries.shape[-1]) @ candidates.float().reshape(-1, candidates.shape[-1]).T
+
+    def _threshold(self, think: Think, budget: float | None, side: Side) -> float:
+        gate = self.model.gate
+        if side not in ("query", "candidate"):
+            raise ConfigError(f"side is {side!r}; choose query or candidate.")
+        if budget is None:
+            return gate.threshold
+        if think != "auto":
+            raise ConfigError(f'budget is {budget:g} and think is "{think}": a budget is what the gate is to keep to; leave one of them out.')
+        return threshold_within(gate.curve, lambda point: point[f"{side}_tokens"], budget=budget)
+
+    @contextmanager
+    def _gate_at(self, threshold: float) -> Iterator[None]:
+        own = self.model.gate.threshold
+        self.model.gate.threshold = threshold
+        try:
+            yield
+        finally:
+            self.model.gate.threshold = own
 
     def _encode_batch(self, items: Sequence[Item], think: Think) -> Encoding:
         inputs = self.model.processor.inputs(items).to(self.model.device)

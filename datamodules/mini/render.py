@@ -74,6 +74,11 @@ def digits_clip(digits: Sequence[int], split: Split, rng: np.random.Generator) -
     return tuple(frames)
 
 
+def moments_clip(things: Sequence[Concept], rng: np.random.Generator | None = None) -> tuple[Image.Image, ...]:
+    """Objects one after another, two frames of 32 x 32 each."""
+    return tuple(frame for concept in things for frame in [object_picture(concept, "twemoji", rng, size=CROP_SIZE)] * 2)
+
+
 def page_picture(country: Country, style: Style, layout: str, rng: np.random.Generator | None = None) -> Image.Image:
     """A page about a country: its name as title, its flag, and lines of greeked text; no capital is printed."""
     shift = int(rng.integers(-2, 3)) if rng is not None else 0

@@ -55,11 +55,21 @@ def right_of(first: str, second: str) -> str:
     return f"Right of the {first} is the {second}."
 
 
+def order(names: Sequence[str]) -> str:
+    """What a clip shows, from first to last."""
+    return f"Clip of {', '.join(names)}."
+
+
+def after(first: str, second: str) -> str:
+    """What a clip shows after a thing."""
+    return f"After the {first} is the {second}."
+
+
 def moves(name: str, direction: str) -> str:
     """How an object of a clip moves."""
     return f"The {name} moves {direction}."
 
 
-def echo(text: str) -> str:
-    """A candidate's own words; there is nothing to work out."""
-    return f"{text}."
+def nothing_seen() -> str:
+    """All there is to say of a few words: they show nothing, and nothing has to be worked out."""
+    return "No picture."

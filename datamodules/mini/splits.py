@@ -52,7 +52,7 @@ def digit_range(split: Split) -> range:
 def drawing_split() -> dict[Split, tuple[Concept, ...]]:
     """Concepts whose OpenMoji drawing is asked about in a split: 20 % in validation, 50 % in test, and nowhere the others.
 
-    Training sees Twemoji drawings alone. Were some concepts trained in both styles, the style would tell which concepts to leave out.
+    Training shows every concept in both styles: were some trained in one alone, the style would tell which concepts to leave out.
     """
     return _shares(concepts(), salt=3, validation=0.2, test=0.5)
 

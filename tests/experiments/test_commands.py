@@ -1,19 +1,16 @@
-"""The other commands on a tiny finished run: evaluate, gate ablation, sweep, benchmark, results in the README."""
+"""The other commands on a tiny finished run: evaluate, gate ablation, benchmark, results in the README."""
 
-import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from experiments import ablation_gate, evaluate, readme_results, sweep
+from experiments import ablation_gate, evaluate, readme_results
 from experiments.bench_stage1 import added_memory, measure
 from experiments.gating import cheapest
-from experiments.runs import CONFIGS, RunFolder
+from experiments.runs import RunFolder
 from experiments.tracking import store_uri
-from twn_lightning.configs.load import load_config
 from twn_lightning.configs.run import RunConfig
 from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.evaluate import SweepPoint
@@ -54,29 +51,6 @@ def test_the_gate_ablation_makes_comparable_runs(finished_run: RunConfig, argume
 def test_a_command_without_a_run_lists_the_runs_that_are_there(finished_run: RunConfig, smoke_settings: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"has no finished stage .* Runs that are there: done"):
         evaluate.main(["--run", "nothing", *smoke_settings])
-
-
-def test_an_unknown_ablation_is_answered() -> None:
-    with pytest.raises(ConfigError, match="Did you mean 'queries'"):
-        sweep.main(["querys"])
-
-
-def test_every_variant_of_every_ablation_is_a_valid_config() -> None:
-    for variants in sweep.ABLATIONS.values():
-        configs = [load_config("mini", folder=CONFIGS, overrides=overrides) for overrides in variants.values()]
-        assert len({repr(dataclasses.asdict(config)) for config in configs}) == len(configs)
-
-
-def test_a_sweep_goes_through_its_variants_and_prints_a_row_for_each(
-    finished_run: RunConfig, smoke_settings: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sweep, "ABLATIONS", {"interface": {"kv": []}})
-    done = RunFolder(finished_run).path
-    variant = done.parent / "swept-interface-kv"
-    shutil.copytree(done, variant, ignore=shutil.ignore_patterns("mlflow.json"))  # a finished variant is not trained again
-    sweep.main(["interface", "--profile", "smoke", "--run", "swept", *smoke_settings])
-    assert "interface · kv" in capsys.readouterr().out
-    assert (variant / "mlflow.json").is_file()
 
 
 def test_stage_1_keeps_fewer_activations_than_plain_lora(finished_run: RunConfig) -> None:

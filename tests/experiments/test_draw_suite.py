@@ -12,10 +12,10 @@ from experiments.draw_suite import META_TASKS, main, suite_figure
 
 def test_every_task_has_a_card_with_its_number_of_candidates() -> None:
     figure = suite_figure(0)
-    titles = [card.texts[0].get_text() for card in figure.axes]
-    assert titles == list(TASKS)
+    cards = dict(zip(TASKS, figure.axes, strict=False))
+    assert [card.texts[0].get_text() for card in cards.values()] == list(TASKS)
     assert {task.subgroup for task in TASKS.values()} == set(META_TASKS)
-    assert figure.axes[list(TASKS).index("PageByName")].texts[-1].get_text() == "positive, 1 of 352"
+    assert cards["PageByName"].texts[-1].get_text() == "positive, 1 of 352"
 
 
 def test_the_picture_is_small_and_the_same_every_time(tmp_path: Path) -> None:
@@ -25,3 +25,21 @@ def test_the_picture_is_small_and_the_same_every_time(tmp_path: Path) -> None:
     assert first.stat().st_size < 300_000
     with Image.open(first) as one, Image.open(again) as other:
         assert one.tobytes() == other.tobytes()
+
+
+def test_the_thought_shown_is_that_of_the_side_that_composes() -> None:
+    cards = dict(zip(TASKS, suite_figure(0).axes, strict=False))
+    for name, task in TASKS.items():
+        words = {text.get_text() for text in cards[name].texts}
+        assert ("thought of the positive" in words) == (task.side == "candidate")
+        assert ("thought of the query" in words) == (task.side != "candidate")
+
+
+def test_every_frame_of_a_clip_is_drawn() -> None:
+    cards = dict(zip(TASKS, suite_figure(0).axes, strict=False))
+    assert {name: len(cards[name].images) for name in ("MomentNext", "ClipBySum", "PageByCapital", "EmojiName")} == {
+        "MomentNext": 8,  # six frames of the query, two of the positive
+        "ClipBySum": 4,
+        "PageByCapital": 1,
+        "EmojiName": 1,
+    }

@@ -1,19 +1,33 @@
 """Stage 3's examples are made once, and the threshold weighs kinds of tasks alike."""
 
+import dataclasses
+import itertools
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from experiments import gating
+from experiments import evaluate, gating
 from experiments.build import build_gate_data, build_tasks
-from experiments.gating import choose_threshold, gate_examples, mean_sweep
-from experiments.runs import CONFIGS
-from twn_lightning.batches import GateBatch
+from experiments.gating import (
+    EncodedTask,
+    budget_threshold,
+    candidates_per_query,
+    choose_threshold,
+    even_thresholds,
+    gate_examples,
+    mean_sweep,
+    token_costs,
+)
+from experiments.runs import CONFIGS, RunFolder
+from twn_lightning.batches import GateBatch, Item
 from twn_lightning.configs.load import load_config
 from twn_lightning.configs.run import RunConfig
+from twn_lightning.errors import ConfigError
+from twn_lightning.evaluation.encode import EncodedItems
 from twn_lightning.evaluation.evaluate import SweepPoint
-from twn_lightning.evaluation.task import RetrievalTask
+from twn_lightning.evaluation.task import Query, RetrievalTask
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.stages.base import OptimSpec
 from twn_lightning.stages.gate import GateStage
@@ -44,7 +58,28 @@ def test_without_tasks_the_threshold_follows_the_gain(config: RunConfig, tiny_mo
     num_tokens = torch.arange(64)
     assert choose_threshold(config, tiny_model, [], GateBatch(state=state, gain=gain, num_reasoning_tokens=num_tokens)) == []
     assert torch.equal(probability >= tiny_model.gate.threshold, gain > 0)
-    assert tiny_model.gate.curve[0] == {"threshold": 0.0, "quality": 0.0, "reasoning_tokens": 31.5, "think_rate": 1.0}
+    assert tiny_model.gate.curve[0] == {
+        "threshold": 0.0,
+        "quality": 0.0,
+        "think_rate": 1.0,
+        "query_tokens": 31.5,
+        "candidate_tokens": 31.5,
+        "reasoning_tokens": 63.0,
+        "candidates_per_query": 1.0,
+    }
+
+
+def test_a_fixed_threshold_stays_and_the_curve_is_made_all_the_same(config: RunConfig, tiny_model: DualLoRAModel) -> None:
+    gate = dataclasses.replace(config.stages.gate, fixed_threshold=0.37)
+    fixed = dataclasses.replace(config, stages=dataclasses.replace(config.stages, gate=gate))
+    examples = GateBatch(state=torch.randn(8, tiny_model.hidden_size), gain=torch.ones(8), num_reasoning_tokens=torch.ones(8))
+    choose_threshold(fixed, tiny_model, [], examples)
+    assert tiny_model.gate.threshold == 0.37
+    assert tiny_model.gate.curve
+    tiny_model.gate.curve = []
+    assert choose_threshold(fixed, tiny_model, build_tasks(config, "validation", max_queries=2), examples)
+    assert tiny_model.gate.threshold == 0.37
+    assert tiny_model.gate.curve
 
 
 @pytest.mark.parametrize(("gain", "rate"), [(1.0, 1.0), (-1.0, 0.0)])
@@ -66,12 +101,101 @@ def test_where_thinking_always_or_never_helps_the_gate_is_constant(
     assert float((tiny_model.gate.probability(state) >= tiny_model.gate.threshold).float().mean()) == rate
 
 
-def test_the_curve_of_validation_tasks_counts_tokens_an_input(config: RunConfig, tiny_model: DualLoRAModel) -> None:
+def test_the_curve_of_validation_tasks_counts_tokens_a_query(config: RunConfig, tiny_model: DualLoRAModel) -> None:
     tasks = build_tasks(config, "validation", max_queries=5)
     points = choose_threshold(config, tiny_model, tasks, GateBatch(state=torch.zeros(0, 32), gain=torch.zeros(0)))
-    num_inputs = 5 + len(tasks[0].candidates)
-    assert [point["reasoning_tokens"] for point in tiny_model.gate.curve] == pytest.approx([point.reasoning_tokens / num_inputs for point in points])
-    assert 1.0 <= tiny_model.gate.curve[0]["reasoning_tokens"] <= config.decoding.max_new_tokens  # at threshold 0 all think
+    curve = tiny_model.gate.curve
+    assert [point["reasoning_tokens"] for point in curve] == pytest.approx([point.reasoning_tokens / 5 for point in points])
+    dearest, ratio = curve[0], len(tasks[0].candidates) / 5
+    assert 1.0 <= dearest["query_tokens"] <= config.decoding.max_new_tokens  # at threshold 0 all think
+    assert dearest["reasoning_tokens"] == pytest.approx(dearest["query_tokens"] + ratio * dearest["candidate_tokens"])
+    assert dearest["candidates_per_query"] == ratio
+    assert tiny_model.gate.threshold in [point["threshold"] for point in curve]
+
+
+def items(probability: list[float], tokens: list[int]) -> EncodedItems:
+    number = len(probability)
+    vectors = torch.eye(number)
+    thoughts = ("",) * number
+    return EncodedItems(vectors, vectors, torch.tensor(probability), torch.tensor(tokens), thoughts, 0.0, torch.ones(number, dtype=torch.bool))
+
+
+def encoded_task(name: str, queries: EncodedItems, candidates: EncodedItems) -> EncodedTask:
+    keys = [str(number) for number in range(len(candidates))]
+    asked = [Query(Item(text=key), {"0": 1.0}, None, key) for key in map(str, range(len(queries)))]
+    task = RetrievalTask(name, "image", "IMG_QA", "hit@1", "global", asked, {key: Item(text=key) for key in keys}, "plain")
+    return EncodedTask(task, queries, candidates)
+
+
+TWO_TASKS = [
+    encoded_task("a", items([0.9, 0.2], [10, 20]), items([0.8, 0.4, 0.1, 0.1], [1, 2, 3, 6])),
+    encoded_task("b", items([0.7], [4]), items([0.3], [8])),
+]
+
+
+def test_costs_are_means_over_tasks_by_hand() -> None:
+    costs = token_costs(TWO_TASKS, 0.35)  # of a: query 0 and candidates 0 and 1; of b: the query
+    assert costs.query_tokens == pytest.approx((10 / 2 + 4 / 1) / 2)
+    assert costs.candidate_tokens == pytest.approx(((1 + 2) / 4 + 0) / 2)
+    assert costs.reasoning_tokens == pytest.approx(((10 + 1 + 2) / 2 + 4) / 2)
+    assert token_costs(TWO_TASKS, 0.35, think_sides="candidate").reasoning_tokens == pytest.approx((1 + 2) / 2 / 2)
+    assert candidates_per_query([each.task for each in TWO_TASKS]) == pytest.approx((4 / 2 + 1 / 1) / 2)
+
+
+def test_thresholds_divide_the_cost_into_equal_steps() -> None:
+    generator = torch.Generator().manual_seed(0)
+    many = [
+        encoded_task(name, items(torch.rand(number, generator=generator).tolist(), [3] * number), items([0.0] * 2, [0] * 2))
+        for name, number in (("a", 400), ("b", 100))
+    ]
+    thresholds = even_thresholds(many, num_steps=20)
+    spent = [token_costs(many, threshold).reasoning_tokens for threshold in thresholds]
+    assert len(thresholds) == 21
+    assert (thresholds[0], thresholds[-1]) == (0.0, 1.0)
+    assert (spent[0], spent[-1]) == (3.0, 0.0)
+    # a step is 5 %, give or take an input: one of task b weighs 1 % of its task, so half a percent of all
+    assert all(before - after == pytest.approx(0.05 * 3.0, abs=0.006 * 3.0) for before, after in itertools.pairwise(spent))
+
+
+def test_a_constant_gate_has_two_thresholds() -> None:
+    assert even_thresholds([encoded_task("a", items([0.5, 0.5], [1, 1]), items([0.5], [1]))]) == [0.0, 1.0]
+
+
+def test_a_budget_is_spent_whatever_the_number_of_queries(tiny_model: DualLoRAModel) -> None:
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(number: int) -> EncodedItems:
+        return items(torch.rand(number, generator=generator).tolist(), torch.randint(5, 15, (number,), generator=generator).tolist())
+
+    validation, test = ([encoded_task(name, draw(number), draw(300)) for name in "ab"] for number in (100, 600))
+    ratio = candidates_per_query([each.task for each in validation])
+    tiny_model.gate.curve = [
+        {"threshold": threshold, "quality": 0.0, **dataclasses.asdict(token_costs(validation, threshold)), "candidates_per_query": ratio}
+        for threshold in even_thresholds(validation)
+    ]
+    always = token_costs(test, 0.0).reasoning_tokens  # about 10 tokens a query and 5 more for its share of the candidates; validation: 40
+    assert 13 < always < 17
+    tasks = [each.task for each in test]
+    for budget in (5.0, 10.0, 13.0):
+        threshold = budget_threshold(tiny_model, tasks, budget)
+        assert token_costs(test, threshold).reasoning_tokens == pytest.approx(budget, rel=0.1)
+    for side in ("query", "candidate"):
+        threshold = budget_threshold(tiny_model, tasks, 4.0, think_sides=side)  # type: ignore[arg-type]
+        assert token_costs(test, threshold, think_sides=side).reasoning_tokens == pytest.approx(4.0, rel=0.1)  # type: ignore[arg-type]
+
+
+def test_evaluate_says_what_was_asked_and_what_was_spent(
+    finished_run: RunConfig, smoke_settings: list[str], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with caplog.at_level("INFO"):
+        evaluate.main(["--profile", "smoke", "--run", "done", "--budget", "10", *smoke_settings])
+    report = json.loads((RunFolder(finished_run).path / "evaluation" / "both_budget_10" / "report.json").read_text())
+    spent, always = (sum(row["tokens_per_query"][mode] for row in report["rows"]) / 2 for mode in ("auto", "always"))
+    assert f"budget: 10 reasoning tokens a query asked for, {spent:.1f} spent at threshold" in caplog.text
+    assert f"always thinking costs {always:.1f}" in caplog.text
+    assert report["provenance"]["budget"] == "10 reasoning tokens a query"
+    with pytest.raises(ConfigError, match="budget is -1"):
+        evaluate.main(["--profile", "smoke", "--run", "done", "--budget", "-1", *smoke_settings])
 
 
 def test_each_kind_counts_as_much(monkeypatch: pytest.MonkeyPatch) -> None:

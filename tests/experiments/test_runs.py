@@ -1,10 +1,11 @@
 """A run's folder knows what is finished and with which settings."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from experiments.runs import CONFIGS, STEPS, RunFolder, resolve_backbone
+from experiments.runs import CONFIGS, STEPS, RunFolder, backbone_digest, done_numbers, num_steps, resolve_backbone
 from twn_lightning.configs.load import load_config
 from twn_lightning.errors import CheckpointError, ConfigError
 
@@ -19,7 +20,7 @@ def folder_of(tmp_path: Path, *overrides: str) -> RunFolder:
 def finish(folder: RunFolder, number: int) -> None:
     step = STEPS[number]
     folder.begin(step)
-    folder.bundle(step).mkdir()
+    folder.bundle(step).mkdir(exist_ok=True)
     (folder.bundle(step) / "twn_config.json").write_text("{}")
     folder.finish(step, {"seconds": 1.0})
 
@@ -48,6 +49,55 @@ def test_other_settings_are_refused_for_what_they_touch(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"begun with other settings: stages.contrastive.steps was \d+ and is 5.*--run NAME"):
         folder_of(tmp_path, "stages.contrastive.steps=5").check("stage1")
     folder_of(tmp_path, "stages.grpo.steps=5", "evaluation.batch_size=3", "trainer.progress_bar=false").check("stage2")
+
+
+def test_a_recipe_is_all_that_makes_a_step_and_those_before_it(tmp_path: Path) -> None:
+    base = folder_of(tmp_path)
+    for overrides, number_equal in (
+        (["name=other", "evaluation.batch_size=3", "trainer.num_threads=1"], 5),
+        (["stages.grpo.steps=5"], 3),
+        (["stages.gate.tolerance=1"], 2),
+        (["evaluation.validation_queries=9"], 0),
+        (["seed=2"], 0),
+        (["model.num_queries=7"], 0),
+    ):
+        other = folder_of(tmp_path / "others", *overrides)
+        assert [base.recipe(step) == other.recipe(step) for step in STEPS] == [number < number_equal for number in range(5)], overrides
+    assert base.recipe(STEPS[0], {"data_revision": "1"}) != base.recipe(STEPS[0], {"data_revision": "2"})
+
+
+def test_a_finished_step_is_taken_over_by_its_recipe_alone(tmp_path: Path) -> None:
+    first, second, third = (folder_of(tmp_path, f"name={name}") for name in ("first", "second", "third"))
+    finish(first, 0)
+    (first.step(STEPS[0]) / "last.ckpt").write_text("state")
+    assert second.share(STEPS[0], first.recipe(STEPS[0])) is None  # it noted no recipe
+    first.finish(STEPS[0], {"seconds": 4.0, "recipe": first.recipe(STEPS[0])})
+    assert second.share(STEPS[0], "another recipe") is None
+    assert second.share(STEPS[0], second.recipe(STEPS[0])) == "first"
+    assert second.is_done(STEPS[0])
+    assert second.checkpoint(STEPS[0]) is None
+    done = done_numbers(second.step(STEPS[0]))
+    assert (done["shared_from"], done["seconds"]) == ("first", 4.0)
+    assert "shared_from" not in done_numbers(first.step(STEPS[0]))
+    second.check("all")
+    shutil.rmtree(first.path)
+    assert third.share(STEPS[0], third.recipe(STEPS[0])) == "first"  # who trained it, not who handed it on
+
+
+def test_a_stage_without_steps_is_left_out(tmp_path: Path) -> None:
+    config = folder_of(tmp_path, "stages.grpo.steps=0").config
+    assert [num_steps(config, step) > 0 for step in STEPS] == [True, True, True, False, False]
+    with pytest.raises(ConfigError, match=r"stages.grpo.steps is -1, but it counts optimiser steps \(0 leaves the stage out\)"):
+        folder_of(tmp_path, "stages.grpo.steps=-1")
+
+
+def test_the_backbone_is_known_by_its_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    digests = set()
+    for content in (b"a", b"b", b"b" * 2):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        digests.add(backbone_digest(str(tmp_path)))
+    assert len(digests) == 3
 
 
 def test_a_backbone_is_a_folder_or_a_shipped_name(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from experiments import gating, pipeline, results
+from experiments import gating, pipeline
 from experiments.pipeline import run_pipeline
-from experiments.runs import CONFIGS, STEPS, RunFolder
+from experiments.runs import CONFIGS, STEPS, RunFolder, done_numbers
 from experiments.tracking import store_uri
 from twn_lightning.checkpoints import load_bundle
 from twn_lightning.configs.load import load_config
@@ -46,7 +46,7 @@ def test_the_run_folder_is_complete(finished_run: RunConfig) -> None:
     assert (folder.path / "report.md").read_text().startswith("| task |")
     assert (folder.path / "figures" / "scores.png").stat().st_size > 0
     model = load_bundle(folder.bundle(STEPS[-1]))
-    assert len(model.gate.curve) == 51
+    assert [model.gate.curve[place]["threshold"] for place in (0, -1)] == [0.0, 1.0]
     settings = json.loads((folder.bundle(STEPS[-1]) / "twn_config.json").read_text())
     assert {"commit", "data_revision", "seed", "step"} <= set(settings["provenance"])
 
@@ -144,7 +144,7 @@ def test_stopped_by_ctrl_c_again_and_again_from_labelling_to_the_table_it_ends_t
         (gating, "self_label", 1),
         (GateStage, "step", 2),
         (pipeline, "choose_threshold", 1),
-        (results, "evaluate_task", 2),
+        (gating, "encode_items", 2),
     ]
     for place, name, number in places:
         with monkeypatch.context() as patch:
@@ -171,3 +171,33 @@ def test_other_settings_of_the_evaluation_are_evaluated_anew(
     report = run_pipeline(config, "all")
     assert report is not None
     assert {row.num_queries for row in report.rows} == {2}
+
+
+def test_stages_left_out_hand_on_and_equal_steps_are_taken_over(
+    finished_run: RunConfig, make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without stage 4: stages 1 to 3 are the finished run's, the last two hand on stage 3's bundle with its gate, and nothing is trained."""
+    config = make_config("left_out", "stages.grpo.steps=0")
+    monkeypatch.setattr(pipeline, "run_step", None)
+    report = run_pipeline(config, "all", share=True)
+    assert report is not None
+    folder, whole = RunFolder(config), RunFolder(finished_run)
+    assert [done_numbers(folder.step(step)).get("shared_from") for step in STEPS] == ["done", "done", "done", None, None]
+    expected = tensors(whole, 2)
+    for number in (2, 3, 4):
+        found = tensors(folder, number)
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
+    gates = [json.loads((run.bundle(STEPS[number]) / "twn_config.json").read_text())["gate"] for run, number in ((whole, 2), (folder, 4))]
+    assert gates[0] == gates[1]
+    assert (folder.path / "record.json").is_file()
+
+
+def test_with_every_stage_left_out_the_fresh_model_is_evaluated(make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config("fresh", *(f"stages.{name}.steps=0" for name in ("contrastive", "cot_sft", "gate", "grpo")))
+    monkeypatch.setattr(pipeline, "run_step", None)
+    assert run_pipeline(config, "all") is not None
+    folder = RunFolder(config)
+    first, last = tensors(folder, 0), tensors(folder, 4)
+    assert all(torch.equal(first[key], last[key]) for key in first)
+    assert all(not tensor.any() for key, tensor in last.items() if "lora_B" in key)
+    assert load_bundle(folder.bundle(STEPS[-1])).gate.threshold == 0.5

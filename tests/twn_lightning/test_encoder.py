@@ -72,3 +72,35 @@ def test_arguments_out_of_range_are_refused(encoder: Encoder) -> None:
         encoder.encode("x", batch_size=0)
     with pytest.raises(DataError, match="nothing to encode"):
         encoder.encode([])
+
+
+def test_a_budget_chooses_the_threshold_that_spends_it(encoder: Encoder, make_items: MakeItems) -> None:
+    items = make_items(8)
+    always = encoder.encode(items, think="always", return_thoughts=True)
+    order = always.gate_probability.sort(descending=True)
+    spent = [float(always.num_reasoning_tokens[order.indices[:number]].sum()) / 8 for number in range(9)]
+    thresholds = [1.0, *((order.values[:-1] + order.values[1:]) / 2).tolist(), 0.0]
+    gate = encoder.model.gate
+    gate.threshold = 1.0
+    gate.curve = [
+        {"threshold": threshold, "quality": 0.0, "query_tokens": tokens, "candidate_tokens": 2 * tokens}
+        for threshold, tokens in zip(thresholds, spent, strict=True)
+    ]
+    some = encoder.encode(items, budget=spent[3] + 0.01, return_thoughts=True, batch_size=3)
+    assert float(some.num_reasoning_tokens.float().mean()) == pytest.approx(spent[3])
+    assert gate.threshold == 1.0  # the bundle's own again
+    half = encoder.encode(items, budget=2 * spent[3] + 0.01, side="candidate", return_thoughts=True)
+    assert torch.equal(half.num_reasoning_tokens, some.num_reasoning_tokens)
+    assert float(encoder.encode(items, budget=99, return_thoughts=True).num_reasoning_tokens.float().mean()) == pytest.approx(spent[8])
+
+
+def test_a_budget_that_cannot_be_kept_to_is_refused(encoder: Encoder) -> None:
+    with pytest.raises(ConfigError, match="the gate has no curve"):
+        encoder.encode("x", budget=5)
+    encoder.model.gate.curve = [{"threshold": 0.0, "quality": 0.0, "query_tokens": 8.0, "candidate_tokens": 8.0}]
+    with pytest.raises(ConfigError, match=r"budget of 5 reasoning tokens; the cheapest costs 8"):
+        encoder.encode("x", budget=5)
+    with pytest.raises(ConfigError, match='think is "never"'):
+        encoder.encode("x", think="never", budget=5)
+    with pytest.raises(ConfigError, match="side is 'document'"):
+        encoder.encode("x", budget=5, side="document")  # type: ignore[call-overload]

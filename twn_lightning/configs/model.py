@@ -85,11 +85,18 @@ class ModelConfig:
     reasoning: LoraConfig = field(default_factory=LoraConfig)
     """Adapter that reads the prompt and writes the thoughts."""
     embedding: LoraConfig = field(default_factory=LoraConfig)
-    """Adapter under which only the K queries run."""
+    """Adapter under which only the K queries run; not used with adapters=shared."""
+    adapters: Literal["dual", "shared"] = "dual"
+    """dual: one adapter thinks, another embeds; shared: the adapter of model.reasoning does both, trained by every loss at once, as single-adapter
+    models that reason before they embed do (UME-R1-like); needs detach=false. Its rank may be the sum of both for an equal size."""
+    pooling: Literal["queries", "last"] = "queries"
+    """queries: the embedding is the mean output of the K queries; last: there are no queries, and it is the state of the last token of prompt or
+    thought (VLM2Vec-V2-like); needs interface=reencode or adapters=shared."""
     num_queries: int = 2
-    """K, the learnable query embeddings whose mean output is the embedding. Ablation: queries."""
+    """K, the learnable query embeddings whose mean output is the embedding; not used with pooling=last. Ablation: queries."""
     interface: Literal["kv", "reencode"] = "kv"
-    """kv: the queries attend to the reasoning adapter's detached cache; reencode: prompt, thought and queries are read anew. Ablation: interface."""
+    """kv: the queries attend to the reasoning adapter's detached cache; reencode: prompt, thought and queries are read anew under the embedding
+    adapter, which no reasoning weight influences except through the words (Think-Then-Embed-like). Ablation: interface."""
     detach: bool = True
     """Stop the contrastive gradient at the cache; False lets it reach the reasoning adapter. Ablation: detach."""
     gate: RoutingGateConfig = field(default_factory=RoutingGateConfig)
@@ -97,6 +104,16 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         at_least("model.num_queries", self.num_queries, 1, "the embedding is the mean of the queries' outputs")
+        if self.adapters == "shared" and self.detach:
+            raise ConfigError(
+                "model.adapters is shared and model.detach is true, but a single adapter cannot be cut off from itself: "
+                "set model.detach=false, or model.adapters=dual."
+            )
+        if self.pooling == "last" and self.interface == "kv" and self.adapters == "dual":
+            raise ConfigError(
+                "model.pooling is last and model.interface is kv, but then the last token was read by the reasoning adapter alone: "
+                "set model.interface=reencode, or model.adapters=shared with model.detach=false."
+            )
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class ContrastiveConfig:
     """Stage 1: embedding adapter and queries."""
 
     steps: int = 400
-    """Optimiser steps."""
+    """Optimiser steps; 0 leaves the stage out: the one before it hands on what it has."""
     batch_size: int = 64
     """Pairs a step and rank."""
     temperature: float = 0.02
@@ -56,7 +56,7 @@ class CotSftConfig:
     """Stage 2: reasoning adapter by next-token cross-entropy; embedding adapter and queries by InfoNCE, with the detach between."""
 
     steps: int = 700
-    """Optimiser steps."""
+    """Optimiser steps; 0 leaves the stage out: the one before it hands on what it has."""
     batch_size: int = 64
     """Pairs a step and rank."""
     temperature: float = 0.02
@@ -71,6 +71,12 @@ class CotSftConfig:
     """Weight of InfoNCE between generative query and generative positive."""
     mixed_weight: float = 1.0
     """Weight of InfoNCE between a generative and a discriminative side (both ways): a thinking query must find a silent candidate."""
+    cot_every: int = 1
+    """Steps from one on which the thoughts' cross-entropy is computed to the next. On the others the backbone runs without an autograd graph
+    (interface kv), about twice as fast: a backbone that reasons well already needs less teaching than its readers. One process only."""
+    reasoning_learning_rate: float | None = None
+    """Peak learning rate of the reasoning adapter; None: that of optim. A backbone that can describe what it sees needs little to be
+    taught to reason, and a high rate makes it forget answers that the training pairs leave out."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimiser."""
 
@@ -78,8 +84,16 @@ class CotSftConfig:
         _common("stages.cot_sft", self.steps, self.batch_size)
         at_least("stages.cot_sft.batch_size", self.batch_size, 2, "the other rows of the batch are the negatives")
         above("stages.cot_sft.temperature", self.temperature, 0.0, "it divides the scores")
+        at_least("stages.cot_sft.cot_every", self.cot_every, 1, "it is a distance in steps (1 is every step)")
+        if self.reasoning_learning_rate is not None:
+            above("stages.cot_sft.reasoning_learning_rate", self.reasoning_learning_rate, 0.0, "nothing is learnt at 0")
         for name in ("cot_weight", "discriminative_weight", "generative_weight", "mixed_weight"):
             at_least(f"stages.cot_sft.{name}", getattr(self, name), 0.0, "it weights a loss")
+        if self.cot_weight == self.discriminative_weight == self.generative_weight == self.mixed_weight == 0.0:
+            raise ConfigError(
+                "stages.cot_sft has the weight 0 for each of its losses and would train nothing: "
+                "give one of cot_weight, discriminative_weight, generative_weight and mixed_weight a value above 0, or leave it out with steps=0."
+            )
 
 
 @dataclass(frozen=True)
@@ -87,7 +101,7 @@ class GateConfig:
     """Stage 3: the gate learns from the gain that the model's own thoughts brought."""
 
     steps: int = 300
-    """Optimiser steps."""
+    """Optimiser steps; 0 leaves the stage out: the one before it hands on what it has."""
     batch_size: int = 128
     """Examples a step."""
     split: Literal["train", "validation"] = "train"
@@ -108,6 +122,9 @@ class GateConfig:
     """Which side of a pair gives examples."""
     tolerance: float = 0.25
     """Points of mean validation score that the threshold may give up for fewer reasoning tokens."""
+    fixed_threshold: float | None = None
+    """The probability from which an input thinks, whatever the validation score says (0.5: think if a gain is likelier than not, with margin 0,
+    dead_zone 0 and balanced false the MMEmb-R1-like rule); None: chosen by tolerance."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimiser."""
 
@@ -118,6 +135,8 @@ class GateConfig:
         above("stages.gate.temperature", self.temperature, 0.0, "it divides the scores")
         at_least("stages.gate.tolerance", self.tolerance, 0.0, "it is a difference of scores")
         at_least("stages.gate.dead_zone", self.dead_zone, 0.0, "it is a distance in nats")
+        if self.fixed_threshold is not None:
+            between("stages.gate.fixed_threshold", self.fixed_threshold, 0.0, 1.0, "it is compared with a probability (0 always thinks, 1 never)")
 
 
 @dataclass(frozen=True)
@@ -134,6 +153,11 @@ class RewardWeights:
     """Gain of the generative over the discriminative embedding in nats, cut to gain_maximum."""
     length: float = 0.1
     """Shorter thoughts are better, other things equal."""
+    group_margin: float = 0.0
+    """UME-R1-like: share of the own positive's thoughts among the nearest, times the margin to the others'. The positives think too, which takes
+    as long again as the queries' thoughts."""
+    outcome: float = 0.0
+    """Embed-RL-like: the margin to a soft maximum (temperature 0.5) of the other targets, 0 unless the positive is among the first outcome_top_k."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +165,7 @@ class GrpoConfig:
     """Stage 4: the reasoning adapter is rewarded for thoughts whose embedding retrieves."""
 
     steps: int = 120
-    """Optimiser steps."""
+    """Optimiser steps; 0 leaves the stage out: the one before it hands on what it has."""
     batch_size: int = 16
     """Prompts a step and rank; each gets group_size thoughts."""
     group_size: int = 8
@@ -172,6 +196,8 @@ class GrpoConfig:
     """The gain reward is cut to plus or minus this many nats."""
     length_target: int = 12
     """Thoughts up to this many tokens get the full length reward."""
+    outcome_top_k: int = 1
+    """The outcome reward is 0 unless the positive is among this many first targets."""
     rewards: RewardWeights = field(default_factory=RewardWeights)
     """Weights of the reward's parts."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=1e-4, warmup_steps=5, schedule="constant"))
@@ -184,6 +210,7 @@ class GrpoConfig:
         above("stages.grpo.sampling_temperature", self.sampling_temperature, 0.0, "greedy thoughts of a group would all be equal")
         between("stages.grpo.clip_low", self.clip_low, 0.0, 1.0, "a ratio cannot fall below 0")
         at_least("stages.grpo.kl_weight", self.kl_weight, 0.0, "it weights a penalty")
+        at_least("stages.grpo.outcome_top_k", self.outcome_top_k, 1, "it counts targets")
         if self.length_target > self.max_new_tokens:
             raise ConfigError(
                 f"stages.grpo.length_target is {self.length_target}, but thoughts end at stages.grpo.max_new_tokens = {self.max_new_tokens}: "
@@ -206,5 +233,5 @@ class StagesConfig:
 
 
 def _common(name: str, steps: int, batch_size: int) -> None:
-    at_least(f"{name}.steps", steps, 1, "a stage of no steps trains nothing")
+    at_least(f"{name}.steps", steps, 0, "it counts optimiser steps (0 leaves the stage out)")
     at_least(f"{name}.batch_size", batch_size, 1, "a step needs examples")

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import torch
-from torch import Tensor
 
 from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.encode import EncodedItems, KnownItems, ProgressCallback, ThinkMode, encode_items
 from twn_lightning.evaluation.rank import TaskRanking, rank_task
+from twn_lightning.evaluation.routing import Routing, route, routed_values
 from twn_lightning.evaluation.task import RetrievalTask
 from twn_lightning.models.outputs import Decoding
 
@@ -194,9 +194,9 @@ def evaluate_encoded(
     results: dict[Mode, ModeResult] = {}
     for mode in ("never", "always", "auto"):
         if mode in modes or (mode != "auto" and "oracle" in modes):
-            query_thinks, candidate_thinks = _thinkers(queries, candidates, mode, think_sides, threshold)
-            ranked = rank_task(task, queries.vectors(query_thinks), candidates.vectors(candidate_thinks))
-            results[mode] = _mode_result(ranked, queries, candidates, query_thinks, candidate_thinks)
+            routing = route(queries, candidates, mode=mode, think_sides=think_sides, threshold=threshold)
+            ranked = rank_task(task, queries.vectors(routing.queries), candidates.vectors(routing.candidates))
+            results[mode] = _mode_result(ranked, queries, candidates, routing)
     if "oracle" in modes:
         results["oracle"] = _oracle(results["never"], results["always"], queries)
     return TaskResult(
@@ -215,30 +215,31 @@ def evaluate_encoded(
     )
 
 
-def threshold_sweep(task: RetrievalTask, queries: EncodedItems, candidates: EncodedItems, thresholds: Sequence[float]) -> list[SweepPoint]:
+def threshold_sweep(
+    task: RetrievalTask, queries: EncodedItems, candidates: EncodedItems, thresholds: Sequence[float], *, think_sides: ThinkSides = "both"
+) -> list[SweepPoint]:
     """Score, think rate and tokens of ``auto`` at each threshold, from one encoding.
 
     Args:
         task: Whose queries and candidates were encoded, in its order.
         queries: With ``think="always"``; with ``"never"`` the queries never think.
         candidates: Likewise.
-        thresholds: Each 0 (all think) to 1.
+        thresholds: At least one, each 0 (all think) to 1.
+        think_sides: Other sides never think, but count in the think rate if they wrote thoughts.
     """
     sides = [side for side in (queries, candidates) if side.generative is not None]
     num_inputs = max(1, sum(len(side) for side in sides))
-    points = []
-    for threshold in thresholds:
-        query_thinks, candidate_thinks = _thinkers(queries, candidates, "auto", "both", threshold)
-        ranked = rank_task(task, queries.vectors(query_thinks), candidates.vectors(candidate_thinks), num_top=1)
-        points.append(
-            SweepPoint(
-                threshold=threshold,
-                score=100.0 * float(ranked.values.double().mean()),
-                think_rate=(int(query_thinks.sum()) + int(candidate_thinks.sum())) / num_inputs,
-                reasoning_tokens=queries.reasoning_tokens(query_thinks) + candidates.reasoning_tokens(candidate_thinks),
-            )
+    routings = [route(queries, candidates, think_sides=think_sides, threshold=threshold) for threshold in thresholds]
+    values = routed_values(task, queries, candidates, routings)
+    return [
+        SweepPoint(
+            threshold=threshold,
+            score=100.0 * float(row.double().mean()),
+            think_rate=(int(routing.queries.sum()) + int(routing.candidates.sum())) / num_inputs,
+            reasoning_tokens=queries.reasoning_tokens(routing.queries) + candidates.reasoning_tokens(routing.candidates),
         )
-    return points
+        for threshold, routing, row in zip(thresholds, routings, values, strict=True)
+    ]
 
 
 def _needed_thoughts(modes: Sequence[Mode], *, threshold_is_own: bool) -> ThinkMode:
@@ -256,21 +257,15 @@ def _shifted(progress: ProgressCallback | None, offset: int, total: int) -> Prog
     return lambda done, _: report(offset + done, total)
 
 
-def _thinkers(queries: EncodedItems, candidates: EncodedItems, mode: ThinkMode, think_sides: ThinkSides, threshold: float) -> tuple[Tensor, Tensor]:
-    query_mode: ThinkMode = mode if think_sides != "candidate" else "never"
-    candidate_mode: ThinkMode = mode if think_sides != "query" else "never"
-    return queries.thinks(query_mode, threshold=threshold), candidates.thinks(candidate_mode, threshold=threshold)
-
-
-def _mode_result(ranked: TaskRanking, queries: EncodedItems, candidates: EncodedItems, query_thinks: Tensor, candidate_thinks: Tensor) -> ModeResult:
+def _mode_result(ranked: TaskRanking, queries: EncodedItems, candidates: EncodedItems, routing: Routing) -> ModeResult:
     return ModeResult(
         score=100.0 * float(ranked.values.double().mean()),
         values=tuple(ranked.values.tolist()),
         tie_rate=ranked.tie_rate,
-        query_think_rate=float(query_thinks.float().mean()),
-        candidate_think_rate=float(candidate_thinks.float().mean()),
-        query_reasoning_tokens=queries.reasoning_tokens(query_thinks),
-        candidate_reasoning_tokens=candidates.reasoning_tokens(candidate_thinks),
+        query_think_rate=float(routing.queries.float().mean()),
+        candidate_think_rate=float(routing.candidates.float().mean()),
+        query_reasoning_tokens=queries.reasoning_tokens(routing.queries),
+        candidate_reasoning_tokens=candidates.reasoning_tokens(routing.candidates),
         top=ranked.top,
         metrics=ranked.metrics,
     )

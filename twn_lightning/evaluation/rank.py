@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from twn_lightning.errors import TwnError
-from twn_lightning.evaluation.task import MetricName, Query, RetrievalTask
+from twn_lightning.evaluation.task import MetricName, RetrievalTask
 from twn_lightning.losses.info_nce import cosine_scores
 from twn_lightning.metrics import ranking
+from twn_lightning.metrics.ranking import Ranked
 
 HEADLINE: dict[MetricName, Callable[[Tensor], Tensor]] = {
     "hit@1": lambda grades: ranking.hit_at_k(grades, 1),
@@ -39,6 +40,36 @@ class TaskRanking:
     metrics: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Block:
+    """Some of a task's queries with what each of them chooses among; it holds no vectors, so that one block serves many sets of them.
+
+    Attributes:
+        rows: Which queries.
+        columns: Numbers of their candidates, -1 for padding, ``(Q, C)``.
+        grades: Relevance of those, 0 for padding, ``(Q, C)``.
+        is_global: Whether every query chooses among all candidates, in their order.
+    """
+
+    rows: slice
+    columns: Tensor
+    grades: Tensor
+    is_global: bool
+
+    def scores(self, queries: Tensor, candidates: Tensor) -> Tensor:
+        """Float32 dot products, ``-inf`` for padding, ``(Q, C)`` on the CPU.
+
+        Args:
+            queries: Rows of all of the task's queries, ``(N, D)``.
+            candidates: Rows of all of its candidates, ``(M, D)``.
+        """
+        vectors = queries[self.rows]
+        if self.is_global:
+            return cosine_scores(vectors, candidates).cpu()
+        own = candidates[self.columns.clamp(min=0).to(candidates.device)].float()
+        return (own @ vectors.float()[:, :, None]).squeeze(2).cpu().masked_fill(self.columns < 0, -torch.inf)
+
+
 def rank_task(task: RetrievalTask, queries: Tensor, candidates: Tensor, *, num_top: int = 100) -> TaskRanking:
     """Ranks every query's candidates by float32 dot products.
 
@@ -57,19 +88,14 @@ def rank_task(task: RetrievalTask, queries: Tensor, candidates: Tensor, *, num_t
             "vectors were given: encode this very task's queries and candidates."
         )
     keys = list(task.candidates)
-    column = {key: number for number, key in enumerate(keys)}
     values, tied, metrics = [], [], []
     top: list[tuple[str, ...]] = []
-    for start, stop in _chunks(task, candidates):
-        scores, grades, columns = _chunk(task.queries[start:stop], column, queries[start:stop], candidates)
-        try:
-            ranked = ranking.rank_candidates(scores, grades)
-        except TwnError as error:
-            raise TwnError(f"Task {task.name}, queries {start} to {stop - 1}: {error}") from error
+    for block in blocks(task, width=candidates.shape[1]):
+        ranked = rank_block(task, block, block.scores(queries, candidates))
         values.append(HEADLINE[task.metric](ranked.grades))
         tied.append(ranked.tied)
         metrics.append(ranking.all_metrics(ranked.grades))
-        best = columns.gather(1, ranked.order[:, :num_top]).tolist()
+        best = block.columns.gather(1, ranked.order[:, :num_top]).tolist()
         top.extend(tuple(keys[number] for number in row if number >= 0) for row in best)
     return TaskRanking(
         values=torch.cat(values),
@@ -79,26 +105,49 @@ def rank_task(task: RetrievalTask, queries: Tensor, candidates: Tensor, *, num_t
     )
 
 
-def _chunks(task: RetrievalTask, candidates: Tensor) -> list[tuple[int, int]]:
-    vectors_of_a_query = max(len(query.candidates or ()) for query in task.queries) * candidates.shape[1]
-    size = max(1, _CHUNK_NUMBERS // max(1, len(candidates), vectors_of_a_query))
-    return [(start, min(start + size, len(task.queries))) for start in range(0, len(task.queries), size)]
+def blocks(task: RetrievalTask, *, width: int) -> Iterator[Block]:
+    """A task's queries in order, in blocks whose scores and gathered candidates fit into memory.
+
+    Args:
+        task: Whose queries.
+        width: Of a vector.
+    """
+    column = {key: number for number, key in enumerate(task.candidates)}
+    vectors_of_a_query = max(len(query.candidates or ()) for query in task.queries) * width
+    size = max(1, _CHUNK_NUMBERS // max(1, len(column), vectors_of_a_query))
+    for start in range(0, len(task.queries), size):
+        yield _block(task, column, slice(start, min(start + size, len(task.queries))))
 
 
-def _chunk(queries: Sequence[Query], column: dict[str, int], vectors: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, grades and candidate numbers (-1 for padding) of some queries, each ``(Q, C)``."""
-    if queries[0].candidates is None:
-        columns = torch.arange(len(candidates)).expand(len(queries), -1)
-        scores = cosine_scores(vectors, candidates).cpu()
+def rank_block(task: RetrievalTask, block: Block, scores: Tensor) -> Ranked:
+    """A block's candidates, best first.
+
+    Args:
+        task: Is named in the message.
+        block: Of `blocks`.
+        scores: Of `Block.scores`.
+
+    Raises:
+        TwnError: A score is NaN or infinite.
+    """
+    try:
+        return ranking.rank_candidates(scores, block.grades)
+    except TwnError as error:
+        raise TwnError(f"Task {task.name}, queries {block.rows.start} to {block.rows.stop - 1}: {error}") from error
+
+
+def _block(task: RetrievalTask, column: dict[str, int], rows: slice) -> Block:
+    queries = task.queries[rows]
+    is_global = queries[0].candidates is None
+    if is_global:
+        columns = torch.arange(len(column)).expand(len(queries), -1)
     else:
         lists = [torch.tensor([column[key] for key in query.candidates or ()]) for query in queries]
         columns = torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=-1)
-        own = candidates[columns.clamp(min=0).to(candidates.device)].float()
-        scores = (own @ vectors.float()[:, :, None]).squeeze(2).cpu().masked_fill(columns < 0, -torch.inf)
-    grades = torch.zeros_like(scores)
+    grades = torch.zeros(columns.shape)
     for row, query in enumerate(queries):
-        place = {int(number): at for at, number in enumerate(columns[row].tolist())} if query.candidates is not None else None
+        place = None if is_global else {int(number): at for at, number in enumerate(columns[row].tolist())}
         for key, grade in query.labels.items():
             number = column[key]
             grades[row, number if place is None else place[number]] = grade
-    return scores, grades, columns
+    return Block(rows=rows, columns=columns, grades=grades, is_global=is_global)

@@ -16,6 +16,7 @@ from twn_lightning.batches import Inputs, PairBatch
 from twn_lightning.errors import ConfigError, DataError, TwnError
 from twn_lightning.evaluation.encode import ProgressCallback, evaluating
 from twn_lightning.losses.info_nce import false_negative_mask, positive_log_probs
+from twn_lightning.models.gate import threshold_within
 from twn_lightning.models.outputs import Decoding, Encoded
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def fit_threshold(
 
 
 def threshold_for_budget(curve: Sequence[ThresholdPoint], *, max_reasoning_tokens: float) -> float:
-    """The threshold of best quality whose mean tokens an input stay within a budget.
+    """The threshold that spends as much of a budget as can be spent: see `threshold_within`.
 
     Args:
         curve: Of `fit_threshold`.
@@ -176,11 +177,7 @@ def threshold_for_budget(curve: Sequence[ThresholdPoint], *, max_reasoning_token
     Raises:
         ConfigError: No point of the curve is that cheap.
     """
-    affordable = [point for point in curve if point.reasoning_tokens <= max_reasoning_tokens]
-    if not affordable:
-        cheapest = min((point.reasoning_tokens for point in curve), default=0.0)
-        raise ConfigError(f"No known threshold keeps to {max_reasoning_tokens} reasoning tokens an input; the cheapest costs {cheapest:g}.")
-    return max(affordable, key=lambda point: (point.quality, point.threshold)).threshold
+    return threshold_within([asdict(point) for point in curve], lambda point: point["reasoning_tokens"], budget=max_reasoning_tokens)
 
 
 def _label_batch(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from twn_lightning.torchvision_compat import ensure_torchvision
+
 
 @dataclass(frozen=True)
 class ReliabilityBins:
@@ -43,19 +45,18 @@ def auroc(probability: Tensor, labels: Tensor) -> float:
     """Area under the ROC curve: how often an example of label 1 has the higher probability; a tie counts half.
 
     Args:
-        probability: ``(N,)``; any score will do.
+        probability: 0 to 1, ``(N,)``.
         labels: 0 or 1, ``(N,)``.
 
     Returns:
         0 to 1; NaN if one of the labels does not occur.
     """
-    positive, negative = probability[labels > 0], probability[labels <= 0]
-    if len(positive) == 0 or len(negative) == 0:
+    if not 0 < int((labels > 0).sum()) < len(labels):
         return float("nan")
-    ordered = negative.sort().values
-    below = torch.searchsorted(ordered, positive, side="left").double()
-    not_above = torch.searchsorted(ordered, positive, side="right").double()
-    return float((below + not_above).mean() / (2 * len(negative)))
+    ensure_torchvision()  # torchmetrics imports torchvision
+    from torchmetrics.functional.classification import binary_auroc
+
+    return float(binary_auroc(probability.double(), (labels > 0).long()))
 
 
 def reliability_bins(probability: Tensor, labels: Tensor, *, num_bins: int = 10) -> ReliabilityBins:
@@ -76,5 +77,14 @@ def reliability_bins(probability: Tensor, labels: Tensor, *, num_bins: int = 10)
 
 
 def expected_calibration_error(probability: Tensor, labels: Tensor, *, num_bins: int = 10) -> float:
-    """`ReliabilityBins.calibration_error` of `reliability_bins`, 0 to 1."""
+    """Mean over the examples of | confidence - accuracy | of the bin they fall into, 0 to 1 (Guo et al., 2017).
+
+    Confidence is the bin's mean probability of label 1, accuracy its share of label 1: torchmetrics' ``binary_calibration_error``, but that a
+    probability of exactly 1 falls into the last bin, as in the diagram of `reliability_bins`.
+
+    Args:
+        probability: 0 to 1, ``(N,)``.
+        labels: 0 or 1, ``(N,)``.
+        num_bins: Bins of equal width, at least 1.
+    """
     return reliability_bins(probability, labels, num_bins=num_bins).calibration_error

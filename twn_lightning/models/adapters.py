@@ -61,6 +61,19 @@ def lora_layers(module: nn.Module) -> tuple[LoraLayer, ...]:
     return tuple(layer for layer in module.modules() if isinstance(layer, LoraLayer))
 
 
+def part_of(name: str) -> str:
+    """Which part a parameter of the model belongs to: an adapter, the queries or the gate; "backbone" if to none.
+
+    Args:
+        name: In the model's `named_parameters`.
+    """
+    for adapter in ("reasoning", "embedding", "reference"):
+        if ".lora_" in name and f".{adapter}." in name:
+            return adapter
+    head = name.partition(".")[0]
+    return head if head in ("queries", "gate") else "backbone"
+
+
 @contextlib.contextmanager
 def use_adapter(layers: nn.Module | Sequence[LoraLayer], name: str | None) -> Iterator[None]:
     """Runs the body with one adapter active, then restores what was; no parameter's `requires_grad` changes.

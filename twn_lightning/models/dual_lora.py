@@ -16,10 +16,11 @@ from transformers import DynamicCache
 
 from twn_lightning.batches import Inputs, Thoughts
 from twn_lightning.errors import ConfigError
-from twn_lightning.models.adapters import LoraSpec, checkpoint_context_fn, lora_layers, use_adapter
+from twn_lightning.models.adapters import LoraSpec, checkpoint_context_fn, lora_layers, part_of, use_adapter
 from twn_lightning.models.backbones.base import Backbone, Processor, Prompt
+from twn_lightning.models.columns import appended, at_column, last_column, text_columns
 from twn_lightning.models.gate import RoutingGate
-from twn_lightning.models.generation import log_softmax_of_allowed, write_thoughts
+from twn_lightning.models.generation import banned_tokens, score_thoughts, write_thoughts
 from twn_lightning.models.outputs import Decoding, Embedding, Encoded, Rollout, Supervised
 from twn_lightning.models.prefix import Prefix, detached_cache, mapped_cache, shared_cache
 
@@ -32,21 +33,24 @@ class DualLoRAModel(nn.Module):
     """A multimodal embedding model that can think before it embeds.
 
     The reasoning adapter reads the prompt and writes chains of thought. The queries, under the embedding adapter, read what it left: its KV cache
-    (interface "kv"), or the same tokens encoded anew (interface "reencode"). By default nothing flows back from the queries into the
-    reasoning adapter. Nothing is trainable until `set_trainable`.
+    (interface "kv"), or the same tokens encoded anew (interface "reencode": a reader of its own that shares nothing but the words with the
+    writer, as in Think-Then-Embed). By default nothing flows back from the queries into the reasoning adapter. Nothing is trainable until
+    `set_trainable`.
 
     Args:
         backbone: Freshly loaded; it is changed in place (adapters are put into it) and belongs to this model from then on.
         reasoning: The adapter that thinks.
-        embedding: The adapter the queries run under.
-        num_queries: K, at least 1.
+        embedding: The adapter the queries run under; None has the reasoning adapter embed too, and lets contrastive gradients through every
+            pass, `prefill` and `extend` included: one adapter under one joint loss (UME-R1-like). The parts "reasoning" and "embedding" are
+            then the same parameters.
+        num_queries: K; 0 takes the state of the last token of prompt or thought for the embedding (VLM2Vec-V2-like).
         interface: What the queries read.
         gate_hidden_size: Width of the gate's hidden layer.
         gate_threshold: An input thinks from this probability on.
         detach: False lets contrastive gradients reach the reasoning adapter through `supervise` (an ablation; interface "kv" only).
 
     Raises:
-        ConfigError: A value out of range, or a backbone that carries adapters already.
+        ConfigError: A value out of range, settings that contradict each other, or a backbone that carries adapters already.
     """
 
     backbone: Backbone
@@ -57,7 +61,7 @@ class DualLoRAModel(nn.Module):
         backbone: Backbone,
         *,
         reasoning: LoraSpec,
-        embedding: LoraSpec,
+        embedding: LoraSpec | None,
         num_queries: int,
         interface: Interface = "kv",
         gate_hidden_size: int = 128,
@@ -65,22 +69,32 @@ class DualLoRAModel(nn.Module):
         detach: bool = True,
     ) -> None:
         super().__init__()
-        if num_queries < 1:
-            raise ConfigError(f"num_queries is {num_queries}; the embedding is the mean of the queries' outputs, so at least 1 is needed.")
         if interface not in ("kv", "reencode"):
             raise ConfigError(f"interface is {interface!r}; choose kv or reencode.")
+        if num_queries < 0:
+            raise ConfigError(f"num_queries is {num_queries}; choose at least 1, or 0 to pool the last token.")
+        if num_queries == 0 and interface == "kv" and embedding is not None:
+            raise ConfigError(
+                "num_queries is 0, but with the interface kv the reasoning adapter alone has read the last token: choose at least 1, "
+                "interface='reencode', or embedding=None (one shared adapter)."
+            )
+        if embedding is None and detach:
+            raise ConfigError("A shared adapter (embedding=None) cannot be cut off from itself: choose detach=False, or give an embedding adapter.")
         if lora_layers(backbone.model):
             raise ConfigError("The backbone carries adapters already. Load a fresh one for each model.")
         self.backbone = backbone
         self.interface: Interface = interface
         self.detach = detach
-        self.adapters = {"reasoning": reasoning, "embedding": embedding}
+        self.is_shared = embedding is None
+        """Whether one adapter thinks and embeds."""
+        self.adapters = {"reasoning": reasoning, "embedding": embedding or reasoning}
         self.num_prompt_tokens = 0
         """Prompt columns the reasoning adapter (or its reference) has read so far, padding included."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # PEFT asks under a name transformers is leaving
             peft = get_peft_model(backbone.model, reasoning.config(self._targets(reasoning)), adapter_name="reasoning")
-        peft.add_adapter("embedding", embedding.config(self._targets(embedding)))
+        if embedding is not None:
+            peft.add_adapter("embedding", embedding.config(self._targets(embedding)))
         # In a tuple, so that it is not registered: the wrapper holds the same parameters as the backbone under other names.
         self._peft: tuple[PeftModel] = (peft,)
         self._lora_layers = lora_layers(backbone.model)
@@ -88,7 +102,7 @@ class DualLoRAModel(nn.Module):
         self.queries = nn.Parameter(torch.randn(num_queries, backbone.hidden_size) * table.std().cpu())
         self.gate = RoutingGate(backbone.hidden_size, gate_hidden_size=gate_hidden_size, threshold=gate_threshold)
         self.to(backbone.model.device)
-        self.register_buffer("banned", _banned(backbone), persistent=False)
+        self.register_buffer("banned", banned_tokens(backbone), persistent=False)
         self._recomputes = False
         self.set_trainable()
 
@@ -109,7 +123,7 @@ class DualLoRAModel(nn.Module):
 
     @property
     def num_queries(self) -> int:
-        """K."""
+        """K; 0 if the last token is pooled."""
         return int(self.queries.shape[0])
 
     @property
@@ -128,19 +142,23 @@ class DualLoRAModel(nn.Module):
         unknown = set(parts) - set(PARTS)
         if unknown:
             raise ConfigError(f"There is no part {', '.join(map(repr, sorted(unknown)))}; parts are {', '.join(PARTS)}.")
-        return {name: parameter for name, parameter in self.named_parameters() if _part_of(name) in parts}
+        wanted = {self._adapter_of(part) for part in parts}
+        return {name: parameter for name, parameter in self.named_parameters() if part_of(name) in wanted}
 
     def set_trainable(self, *parts: Part) -> None:
-        """Lets exactly these parts require gradients."""
+        """Lets exactly these parts require gradients; shared adapters are both parts."""
         chosen = self.named_part_parameters(*parts)
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name in chosen)
+            parameter.requires_grad_(name in chosen and parameter.numel() > 0)  # no queries, no gradient: DDP would wait for it
 
     def parameter_report(self) -> dict[str, float]:
-        """Parameters of each part, "backbone", "added" (all parts), "trainable" now, and "ratio": added / backbone."""
+        """Parameters of each part, "backbone", "added" (all parts), "trainable" now, and "ratio": added / backbone.
+
+        A shared adapter is counted once, as "reasoning".
+        """
         counts: dict[str, float] = dict.fromkeys([*PARTS, "backbone", "trainable"], 0)
         for name, parameter in self.named_parameters():
-            part = _part_of(name)
+            part = part_of(name)
             if part != "reference":
                 counts[part] += parameter.numel()
             counts["trainable"] += parameter.numel() if parameter.requires_grad else 0
@@ -152,9 +170,9 @@ class DualLoRAModel(nn.Module):
         """Recomputes the decoder layers in the backward of passes that train and use no cache.
 
         Raises:
-            ConfigError: With ``detach=False``, whose gradients run through the cache that recomputing does away with.
+            ConfigError: With ``detach=False``, whose gradients run through the cache that recomputing does away with (interface "kv" only).
         """
-        if not self.detach:
+        if not self.detach and self.interface == "kv":
             raise ConfigError("detach=false sends gradients through the KV cache, which gradient checkpointing does not keep: turn one of them off.")
         self._recomputes = True
         self.backbone.enable_gradient_checkpointing(lambda: checkpoint_context_fn(self._lora_layers))
@@ -167,7 +185,7 @@ class DualLoRAModel(nn.Module):
         parameters = dict(self.named_parameters())
         with torch.no_grad():
             for name, parameter in parameters.items():
-                if _part_of(name) == "reference":
+                if part_of(name) == "reference":
                     parameter.copy_(parameters[name.replace(".reference.", ".reasoning.")])
                 parameter.requires_grad_(name in trainable)
 
@@ -181,14 +199,18 @@ class DualLoRAModel(nn.Module):
 
     # Passes
 
-    @torch.no_grad()
     def prefill(self, inputs: Inputs) -> Prefix:
-        """Prompts for `embed` and `think`, without gradient and dropout; the reasoning adapter reads them now if the queries need its cache."""
-        return self._prefix_of(self.backbone.prompt(inputs), inputs.attention_mask)
+        """Prompts for `embed` and `think`; the reasoning adapter reads them now if the queries need its cache.
 
-    @torch.no_grad()
+        Without gradient and dropout, unless the adapters are shared.
+        """
+        with torch.set_grad_enabled(self._reads_with_gradient):
+            return self._prefix_of(self.backbone.prompt(inputs), inputs.attention_mask)
+
     def extend(self, prefix: Prefix, thoughts: Thoughts) -> Prefix:
-        """Appends given chains of thought, without gradient and dropout; the reasoning adapter reads them if there is a cache.
+        """Appends given chains of thought; the reasoning adapter reads them if there is a cache.
+
+        Without gradient and dropout, unless the adapters are shared.
 
         Args:
             prefix: Prompts without thoughts; it stays as it is.
@@ -196,11 +218,11 @@ class DualLoRAModel(nn.Module):
         """
         assert prefix.thoughts is None
         if prefix.cache is None:
-            return _with_thoughts(prefix, thoughts, None)
-        cache = shared_cache(prefix.cache)
-        with self._pass("reasoning", dropout=False, recompute=False):
+            return prefix.with_thoughts(thoughts, None)
+        cache, has_gradient = shared_cache(prefix.cache), self._reads_with_gradient
+        with torch.set_grad_enabled(has_gradient), self._pass("reasoning", dropout=has_gradient and self.training, recompute=False):
             self._read_thoughts(prefix.next_position, prefix.attention_mask, thoughts, cache)
-        return _with_thoughts(prefix, thoughts, cache)
+        return prefix.with_thoughts(thoughts, cache)
 
     @torch.no_grad()
     def think(self, prefix: Prefix, decoding: Decoding, *, generator: torch.Generator | None = None) -> Rollout:
@@ -218,29 +240,35 @@ class DualLoRAModel(nn.Module):
         with self._pass("reasoning", dropout=False, recompute=False):
             thoughts, log_probs, cache = write_thoughts(self.backbone, start, decoding, banned=self.banned, generator=generator)
         finished = (thoughts.token_ids == self.processor.think_close_id).any(dim=1)
-        grown = _with_thoughts(prefix, thoughts, None if prefix.cache is None else cache)
+        grown = prefix.with_thoughts(thoughts, None if prefix.cache is None else cache)
         return Rollout(thoughts=thoughts, log_probs=log_probs, prefix=grown, finished=finished)
 
     def embed(self, prefix: Prefix) -> Embedding:
         """Embeds what the prefix holds: prompts, or prompts with their thoughts. The prefix stays as it is.
 
-        Gradients reach the queries and the embedding adapter, and nothing else unless the model was built with ``detach=False``.
+        Gradients reach the queries and the embedding adapter, and nothing else unless the model was built with ``detach=False`` and the
+        interface "kv".
         """
-        queries = self.queries.to(self.backbone.model.dtype).expand(len(prefix), -1, -1)
-        ones = prefix.attention_mask.new_ones(len(prefix), self.num_queries)
-        mask = torch.cat([prefix.attention_mask, ones], dim=1)
-        if prefix.prompt is None:
-            assert prefix.cache is not None
-            columns = _columns(prefix.next_position, queries, ones)
+        mask, next_position, cache = prefix.attention_mask, prefix.next_position, None
+        if prefix.cache is not None:
             cache = detached_cache(prefix.cache) if self.detach else shared_cache(prefix.cache)
+        if self.num_queries:
+            readers = self.queries.to(self.backbone.model.dtype).expand(len(prefix), -1, -1)
+        elif cache is not None:
+            # The last token runs again in place of queries, where it stood and with its first reading hidden: the same state.
+            readers, next_position = self._last_embedding(prefix)[:, None], next_position - 1
+            mask = mask.scatter(1, last_column(mask)[:, None], 0)
         else:
-            columns, cache = prefix.prompt, None
-            if prefix.thoughts is not None:
-                columns = self._with_thought_tokens(columns, prefix.thoughts)
-            columns = _appended(columns, queries, ones)
+            readers = None
+        columns = None if prefix.prompt is None else self._columns_of(prefix.prompt, prefix.thoughts)
+        if readers is not None:
+            ones = mask.new_ones(readers.shape[:2])
+            mask = torch.cat([mask, ones], dim=1)
+            columns = text_columns(next_position, readers, ones) if columns is None else appended(columns, readers, ones)
+        assert columns is not None
         with self._pass("embedding", dropout=self.training and torch.is_grad_enabled(), recompute=self.training and cache is None):
             hidden = self.backbone.decode_layers(columns, mask, cache)
-        state = hidden[:, -self.num_queries :].float().mean(dim=1)
+        state = at_column(hidden, last_column(mask)).float() if readers is None else hidden[:, -readers.shape[1] :].float().mean(dim=1)
         return Embedding(vector=functional.normalize(state, dim=-1), state=state)
 
     def supervise(self, inputs: Inputs, thoughts: Thoughts) -> Supervised:
@@ -257,11 +285,12 @@ class DualLoRAModel(nn.Module):
         cache = DynamicCache() if self.interface == "kv" and not recompute else None
         with self._pass("reasoning", dropout=self.training, recompute=recompute):
             hidden = self._read_together(prompt, mask, thoughts, cache)
-        log_probs, correct = self._score(hidden, thoughts)
+        log_probs, correct = score_thoughts(self.backbone, hidden, thoughts, banned=self.banned)
         if cache is None:
             prefix = self.extend(self._prefix_of(prompt, mask), thoughts)
         else:
-            prefix = _with_thoughts(Prefix(mask, prompt.next_position), thoughts, detached_cache(cache) if self.detach else cache)
+            start = Prefix(mask, prompt.next_position, last=self._kept_last(prompt, mask))
+            prefix = start.with_thoughts(thoughts, detached_cache(cache) if self.detach else cache)
         return Supervised(log_probs=log_probs, correct=correct, mask=thoughts.mask[:, 1:], prefix=prefix)
 
     def thought_log_probs(self, inputs: Inputs, thoughts: Thoughts, *, adapter: Literal["reasoning", "reference"] = "reasoning") -> Tensor:
@@ -287,7 +316,7 @@ class DualLoRAModel(nn.Module):
             cache = mapped_cache(self._cache_of(prompt, mask, adapter), lambda tensor: tensor.index_select(0, rows))
             with self._pass(adapter, dropout=False, recompute=False):
                 hidden = self._read_thoughts(prompt.next_position[rows], mask[rows], thoughts, cache)
-        return self._score(hidden, thoughts)[0]
+        return score_thoughts(self.backbone, hidden, thoughts, banned=self.banned)[0]
 
     @torch.no_grad()
     def encode(
@@ -321,52 +350,58 @@ class DualLoRAModel(nn.Module):
     def _targets(self, spec: LoraSpec) -> str:
         return spec.target_modules[0] if spec.is_regex else self.backbone.lora_targets(spec.target_modules)
 
-    @torch.no_grad()
+    def _adapter_of(self, part: str) -> str:
+        """Whose parameters a part's are: shared adapters are the reasoning adapter."""
+        return "reasoning" if self.is_shared and part == "embedding" else part
+
+    @property
+    def _reads_with_gradient(self) -> bool:
+        return self.is_shared and torch.is_grad_enabled()
+
     def _prefix_of(self, prompt: Prompt, attention_mask: Tensor) -> Prefix:
         if self.interface == "reencode":
             return Prefix(attention_mask, prompt.next_position, prompt=prompt)
-        return Prefix(attention_mask, prompt.next_position, cache=self._cache_of(prompt, attention_mask, "reasoning"))
+        has_gradient = self._reads_with_gradient
+        with torch.set_grad_enabled(has_gradient):
+            cache = self._cache_of(prompt, attention_mask, "reasoning", dropout=has_gradient and self.training)
+        return Prefix(attention_mask, prompt.next_position, cache=cache, last=self._kept_last(prompt, attention_mask))
 
-    def _cache_of(self, prompt: Prompt, attention_mask: Tensor, adapter: str) -> DynamicCache:
-        """What an adapter leaves of the prompts, without dropout."""
+    def _kept_last(self, prompt: Prompt, attention_mask: Tensor) -> Tensor | None:
+        return at_column(prompt.embeddings, last_column(attention_mask)) if not self.num_queries else None
+
+    def _last_embedding(self, prefix: Prefix) -> Tensor:
+        """Token embedding of each row's last token, ``(B, H)``."""
+        if prefix.thoughts is None:
+            assert prefix.last is not None
+            return prefix.last
+        return self.backbone.embed_tokens(at_column(prefix.thoughts.token_ids, last_column(prefix.thoughts.mask)))
+
+    def _cache_of(self, prompt: Prompt, attention_mask: Tensor, adapter: str, *, dropout: bool = False) -> DynamicCache:
+        """What an adapter leaves of the prompts."""
         self.num_prompt_tokens += attention_mask.numel()
         cache = DynamicCache()
-        with self._pass(adapter, dropout=False, recompute=False):
+        with self._pass(adapter, dropout=dropout, recompute=False):
             self.backbone.decode_layers(prompt, attention_mask, cache)
         return cache
 
     def _read_thoughts(self, next_position: Tensor, attention_mask: Tensor, thoughts: Thoughts, cache: DynamicCache) -> Tensor:
         """Hidden states of thoughts behind prompts that are in a cache, which grows, ``(B, T, H)``."""
-        columns = _columns(next_position, self.backbone.embed_tokens(thoughts.token_ids), thoughts.mask)
+        columns = text_columns(next_position, self.backbone.embed_tokens(thoughts.token_ids), thoughts.mask)
         return self.backbone.decode_layers(columns, torch.cat([attention_mask, thoughts.mask], dim=1), cache)
 
     def _read_together(self, prompt: Prompt, attention_mask: Tensor, thoughts: Thoughts, cache: DynamicCache | None) -> Tensor:
         """Hidden states of thoughts from one pass over prompts and thoughts, ``(B, T, H)``."""
         self.num_prompt_tokens += attention_mask.numel()
         mask = torch.cat([attention_mask, thoughts.mask], dim=1)
-        return self.backbone.decode_layers(self._with_thought_tokens(prompt, thoughts), mask, cache)[:, attention_mask.shape[1] :]
+        return self.backbone.decode_layers(self._columns_of(prompt, thoughts), mask, cache)[:, attention_mask.shape[1] :]
 
-    def _with_thought_tokens(self, prompt: Prompt, thoughts: Thoughts) -> Prompt:
-        return _appended(prompt, self.backbone.embed_tokens(thoughts.token_ids), thoughts.mask)
-
-    def _score(self, hidden: Tensor, thoughts: Thoughts) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the thoughts' tokens, and whether each is the most probable one; both ``(B, T - 1)``.
-
-        Args:
-            hidden: Of the thoughts' columns, ``(B, T, H)``.
-            thoughts: Whose tokens.
-        """
-        is_written = thoughts.mask[:, 1:].bool()
-        written = thoughts.token_ids[:, 1:][is_written]
-        scores = log_softmax_of_allowed(self.backbone.logits(hidden[:, :-1][is_written]), self.banned)
-        log_probs, correct = torch.zeros(is_written.shape, device=hidden.device), torch.zeros_like(is_written)
-        log_probs[is_written] = scores.gather(-1, written[:, None]).squeeze(-1)
-        correct[is_written] = scores.argmax(dim=-1) == written
-        return log_probs, correct
+    def _columns_of(self, prompt: Prompt, thoughts: Thoughts | None) -> Prompt:
+        return prompt if thoughts is None else appended(prompt, self.backbone.embed_tokens(thoughts.token_ids), thoughts.mask)
 
     @contextlib.contextmanager
     def _pass(self, adapter: str, *, dropout: bool, recompute: bool) -> Iterator[None]:
         """Runs the body under an adapter, with or without its dropout, and with or without recomputing in backward."""
+        adapter = self._adapter_of(adapter)
         flags: list[tuple[nn.Module, str, bool]] = []
         if self._recomputes:
             flags += [(layer, "gradient_checkpointing", recompute) for layer in self.backbone.checkpointed_layers()]
@@ -381,46 +416,3 @@ class DualLoRAModel(nn.Module):
         finally:
             for (module, flag, _), value in zip(flags, before, strict=True):
                 setattr(module, flag, value)
-
-
-def _part_of(name: str) -> str:
-    """Which part a parameter of `DualLoRAModel` belongs to; "backbone" if to none."""
-    for adapter in ("reasoning", "embedding", "reference"):
-        if ".lora_" in name and f".{adapter}." in name:
-            return adapter
-    head = name.partition(".")[0]
-    return head if head in ("queries", "gate") else "backbone"
-
-
-def _banned(backbone: Backbone) -> Tensor:
-    """Which entries of the backbone's vocabulary may not be written: the processor's, and rows that no token uses."""
-    processor, device = backbone.processor, backbone.model.device
-    num_entries = backbone.model.config.get_text_config().vocab_size
-    banned = torch.arange(num_entries, device=device) >= processor.vocabulary_size
-    banned[list(processor.banned_ids)] = True
-    return banned
-
-
-def _with_thoughts(prefix: Prefix, thoughts: Thoughts, cache: DynamicCache | None) -> Prefix:
-    """The prompts with thoughts after them, and the cache of both."""
-    mask = torch.cat([prefix.attention_mask, thoughts.mask], dim=1)
-    return replace(prefix, attention_mask=mask, next_position=prefix.next_position + thoughts.mask.sum(dim=1), cache=cache, thoughts=thoughts)
-
-
-def _columns(next_position: Tensor, embeddings: Tensor, mask: Tensor) -> Prompt:
-    """Right-padded text columns that start at each row's next position."""
-    steps = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    return Prompt(embeddings, (next_position[:, None] + steps).expand(3, -1, -1), next_position + mask.sum(dim=1))
-
-
-def _appended(prompt: Prompt, embeddings: Tensor, mask: Tensor) -> Prompt:
-    """The prompt with right-padded text columns after it."""
-    new = _columns(prompt.next_position, embeddings, mask)
-    visual = prompt.visual_mask
-    return Prompt(
-        embeddings=torch.cat([prompt.embeddings, embeddings], dim=1),
-        position_ids=torch.cat([prompt.position_ids, new.position_ids], dim=2),
-        next_position=new.next_position,
-        visual_mask=None if visual is None else torch.cat([visual, torch.zeros_like(mask, dtype=torch.bool)], dim=1),
-        deepstack=prompt.deepstack,
-    )

@@ -2,10 +2,71 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypeAlias
+
 from torch import Tensor, nn
 from torch.nn import functional
 
 from twn_lightning.errors import ConfigError
+
+CurvePoint: TypeAlias = Mapping[str, float]
+"""What a threshold brings and costs on validation tasks.
+
+Keys: ``threshold``; ``quality``; ``think_rate`` (share of inputs that think); ``query_tokens`` (reasoning tokens a query); ``candidate_tokens`` (a
+candidate); ``reasoning_tokens`` (a query, the candidates' tokens included, each candidate once); ``candidates_per_query``. Tokens are means over
+tasks.
+"""
+BudgetSides: TypeAlias = Literal["query", "candidate", "both"]
+
+
+def tokens_per_query(point: CurvePoint, *, candidates_per_query: float, sides: BudgetSides = "both") -> float:
+    """Reasoning tokens a query that a threshold should cost where the queries share other numbers of candidates than the validation tasks did.
+
+    What a query costs, and what a candidate costs, is a matter of the input and carries over; how many queries share a candidate is not, and is
+    put right.
+
+    Args:
+        point: Of a gate's curve.
+        candidates_per_query: Of the tasks at hand: candidates divided by queries, mean over tasks.
+        sides: Which sides may think.
+    """
+    own = point["query_tokens"]
+    shared = (point["reasoning_tokens"] - own) * candidates_per_query / point["candidates_per_query"]
+    return {"query": own, "candidate": shared, "both": own + shared}[sides]
+
+
+def threshold_within(curve: Sequence[CurvePoint], cost: Callable[[CurvePoint], float], *, budget: float) -> float:
+    """The threshold that spends as much of a token budget as can be spent without exceeding it; of equally dear ones the best.
+
+    A budget is what to spend, even where fewer tokens would do: for those there is the threshold chosen by quality.
+
+    Args:
+        curve: Of a gate.
+        cost: Tokens of a point, in the budget's unit.
+        budget: At least 0.
+
+    Raises:
+        ConfigError: The budget is no number of tokens, the curve knows no cost, or no point of it is that cheap.
+    """
+    if not (math.isfinite(budget) and budget >= 0.0):
+        raise ConfigError(f"budget is {budget}, but it is a mean number of reasoning tokens: choose 0 or more.")
+    try:
+        costs = [cost(point) for point in curve]
+    except KeyError as error:
+        raise ConfigError(
+            f"A budget of {budget:g} tokens is asked for, but the gate's curve knows no {error}: it is of an older version; train the gate again."
+        ) from None
+    affordable = [(spent, point["quality"], point["threshold"]) for spent, point in zip(costs, curve, strict=True) if spent <= budget]
+    if not costs:
+        raise ConfigError(
+            f"A budget of {budget:g} tokens is asked for, but the gate has no curve of thresholds and tokens: stage 3 leaves one. Use a bundle that "
+            "has gone through it, or ask for think='never' or 'always'."
+        )
+    if not affordable:
+        raise ConfigError(f"No known threshold keeps to a budget of {budget:g} reasoning tokens; the cheapest costs {min(costs):g}.")
+    return max(affordable)[2]
 
 
 class RoutingGate(nn.Module):
@@ -18,7 +79,7 @@ class RoutingGate(nn.Module):
 
     Attributes:
         threshold: As above; chosen on held-out pairs and saved with the bundle.
-        curve: Quality and cost at other thresholds, saved beside it, so that a token budget can be asked for.
+        curve: Quality and cost at other thresholds (`CurvePoint`), saved beside it, so that a token budget can be asked for.
     """
 
     def __init__(self, hidden_size: int, *, gate_hidden_size: int = 128, threshold: float = 0.5) -> None:

@@ -1,4 +1,4 @@
-"""Writing chains of thought from a KV cache that is already there."""
+"""Writing chains of thought from a KV cache that is already there, and scoring given ones."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ _LOOK_EVERY = {"cpu": 1, "cuda": 8}
 """Tokens between two looks at who has finished: an accelerator has to be waited for, the CPU has not."""
 
 
+def banned_tokens(backbone: Backbone) -> Tensor:
+    """Which entries of the backbone's vocabulary may not be written: the processor's, and rows that no token uses, bool ``(V,)``."""
+    processor, device = backbone.processor, backbone.model.device
+    num_entries = backbone.model.config.get_text_config().vocab_size
+    banned = torch.arange(num_entries, device=device) >= processor.vocabulary_size
+    banned[list(processor.banned_ids)] = True
+    return banned
+
+
 def log_softmax_of_allowed(logits: Tensor, banned: Tensor) -> Tensor:
     """Log-probabilities over the tokens that may be written; minus infinity for the others.
 
@@ -25,6 +34,24 @@ def log_softmax_of_allowed(logits: Tensor, banned: Tensor) -> Tensor:
         banned: Which tokens may not be written, bool ``(V,)``.
     """
     return logits.masked_fill(banned, float("-inf")).log_softmax(dim=-1)
+
+
+def score_thoughts(backbone: Backbone, hidden: Tensor, thoughts: Thoughts, *, banned: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the thoughts' tokens, and whether each is the most probable one; both ``(B, T - 1)``.
+
+    Args:
+        backbone: Turns states into scores.
+        hidden: Of the thoughts' columns, ``(B, T, H)``.
+        thoughts: Whose tokens.
+        banned: Tokens that may not be written, bool ``(V,)``.
+    """
+    is_written = thoughts.mask[:, 1:].bool()
+    written = thoughts.token_ids[:, 1:][is_written]
+    scores = log_softmax_of_allowed(backbone.logits(hidden[:, :-1][is_written]), banned)
+    log_probs, correct = torch.zeros(is_written.shape, device=hidden.device), torch.zeros_like(is_written)
+    log_probs[is_written] = scores.gather(-1, written[:, None]).squeeze(-1)
+    correct[is_written] = scores.argmax(dim=-1) == written
+    return log_probs, correct
 
 
 def pick(log_probs: Tensor, decoding: Decoding, uniform: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ class Embedding:
 
     Attributes:
         vector: Unit rows, float32 ``(B, D)``.
-        state: Mean of the query outputs after the final RMSNorm, before normalisation, float32 ``(B, H)``.
+        state: Mean of the query outputs (or the last token's output) after the final RMSNorm, before normalisation, float32 ``(B, H)``.
     """
 
     vector: Tensor

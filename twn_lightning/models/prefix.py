@@ -29,6 +29,7 @@ class Prefix:
         cache: Keys and values that the reasoning adapter left, ``S`` columns; None with the interface "reencode", whose queries don't read it.
         prompt: Prompts as they enter the decoder; None with the interface "kv", which never enters it with them again.
         thoughts: The chains of thought, the last columns of the mask, or None.
+        last: Token embedding of each prompt's last token, ``(B, H)``, where a cache is read by the last token instead of queries, or None.
     """
 
     attention_mask: Tensor
@@ -36,6 +37,7 @@ class Prefix:
     cache: DynamicCache | None = None
     prompt: Prompt | None = None
     thoughts: Thoughts | None = None
+    last: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.attention_mask.shape[0])
@@ -52,11 +54,27 @@ class Prefix:
             cache=None if self.cache is None else mapped_cache(self.cache, lambda tensor: tensor.index_select(0, rows)),
             prompt=None if self.prompt is None else self.prompt.select(rows),
             thoughts=None if self.thoughts is None else self.thoughts.select(rows),
+            last=None if self.last is None else self.last[rows],
         )
 
     def repeat(self, times: int) -> Prefix:
         """Each row ``times`` times in a run: row i becomes rows ``i * times … i * times + times - 1``."""
         return self.select(torch.arange(len(self), device=self.attention_mask.device).repeat_interleave(times))
+
+    def with_thoughts(self, thoughts: Thoughts, cache: DynamicCache | None) -> Prefix:
+        """The prompts with thoughts after them.
+
+        Args:
+            thoughts: A row each.
+            cache: Of prompts and thoughts, or None where there is none of the prompts.
+        """
+        return replace(
+            self,
+            attention_mask=torch.cat([self.attention_mask, thoughts.mask], dim=1),
+            next_position=self.next_position + thoughts.mask.sum(dim=1),
+            cache=cache,
+            thoughts=thoughts,
+        )
 
     def without_thoughts(self) -> Prefix:
         """The prompts alone; shares the cache's memory."""

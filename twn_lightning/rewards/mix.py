@@ -11,7 +11,7 @@ from torch import Tensor
 
 from twn_lightning.errors import ConfigError
 
-REWARD_NAMES = ("format", "retrieval", "rank", "gain", "length")
+REWARD_NAMES = ("format", "retrieval", "rank", "gain", "length", "group_margin", "outcome")
 """Every part a weight may be given to. A new reward is a function and a name here."""
 
 

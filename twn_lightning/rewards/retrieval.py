@@ -93,6 +93,57 @@ def gain_reward(generative: Tensor, discriminative: Tensor, *, maximum: float | 
     return gain.clamp(-maximum, maximum)
 
 
+def outcome_reward(
+    rollout: Tensor, target: Tensor, positive: Tensor, mask: Tensor | None = None, *, top_k: int = 1, temperature: float = 0.5
+) -> Tensor:
+    """The margin to a soft maximum of the others, 0 unless the positive is among the first k: Embed-RL-like.
+
+    Acc_k · (s⁺ − Σ softmax(s⁻ / temperature) · s⁻) with a single positive for each prompt. Embed-RL adds a process reward of a frozen judge,
+    which is left out, and averages s⁺ over several positives; its k is not known to us.
+
+    Args:
+        rollout: Unit vectors after each thought, ``(P, G, D)``.
+        target: Unit rows, ``(T, D)``.
+        positive: The column of each prompt's positive, ``(P,)``.
+        mask: True leaves a column out, bool ``(P, T)``.
+        top_k: k; a target that ties with the positive stands before it.
+        temperature: Of the softmax over the others' cosines.
+
+    Returns:
+        -2 to 2, ``(P, G)``.
+    """
+    is_found = rank_reward(rollout, target, positive, mask) > 1.0 / (top_k + 0.5)
+    return torch.where(is_found, retrieval_margin(rollout, target, positive, mask, temperature=temperature), 0.0)
+
+
+def group_margin(rollout: Tensor, groups: Tensor, own: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Share of the own positive's vectors among the nearest, times the margin of the own over the others' mean: UME-R1-like.
+
+    A positive has M vectors, one after each of M thoughts of its own. For each rollout, with n vectors of all positives that compete:
+    (own ones among its M nearest) / M × (mean cosine to its own − mean cosine to the others). UME-R1 rewards the thoughts of both sides so;
+    here only the prompts' thoughts are rewarded, and hard negatives, which do not think, take no part. That its "top G" counts as many
+    as a group has members, and that it draws its groups from all ranks, is our reading.
+
+    Args:
+        rollout: Unit vectors after each thought, ``(P, G, D)``.
+        groups: Unit vectors of N positives, ``(N, M, D)``.
+        own: The group of each prompt's positive, ``(P,)``.
+        mask: True leaves a group out (its target equals the positive), bool ``(P, N)``.
+
+    Returns:
+        -2 to 2, ``(P, G)``; where every other group is left out, the mean cosine to the own one.
+    """
+    num_groups, size, width = groups.shape
+    scores = _scores(rollout, groups.reshape(num_groups * size, width)).reshape(*rollout.shape[:2], num_groups, size)
+    own_scores = scores[torch.arange(len(own), device=own.device), :, own].sort(dim=2, descending=True).values
+    is_other = ~_left_out(own, mask, num_groups)[:, None, :, None].expand_as(scores)
+    ahead = torch.stack([((scores >= own_scores[:, :, member, None, None]) & is_other).sum(dim=(2, 3)) for member in range(size)], dim=2)
+    share = (ahead + torch.arange(size, device=own.device) < size).float().mean(dim=2)
+    num_others = is_other.sum(dim=(2, 3))
+    mean_other = torch.where(is_other, scores, 0.0).sum(dim=(2, 3)) / num_others.clamp(min=1)
+    return share * (own_scores.mean(dim=2) - mean_other)
+
+
 def _scores(rollout: Tensor, target: Tensor) -> Tensor:
     prompts, group, width = rollout.shape
     return cosine_scores(rollout.reshape(prompts * group, width), target).reshape(prompts, group, -1)

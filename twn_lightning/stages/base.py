@@ -74,23 +74,26 @@ class StageModule(LightningModule, ABC, Generic[BatchT]):
     """A training stage: `step` computes, this class does the rest.
 
     Logs "<stage>/loss", "<stage>/<quantity>" and "<stage>/learning_rate" of rank 0 at each logged step, and "<stage>/val_<quantity>" as
-    means over the validation batches and ranks. Checkpoints hold the stage's own parameters alone.
+    means over the validation batches and ranks; each also as "<stage>/by_source/<source>/<quantity>", since a batch is of one source and
+    the curve over all of them mixes easy and hard ones. Checkpoints hold the stage's own parameters alone.
 
     Args:
         model: Exactly the parts in `trains` are made trainable.
         optim: Optimiser and schedule.
         seed: Of everything random inside the steps. Each step's randomness is a function of (seed, step, rank), so that a resumed run
             continues as if it had not stopped.
+        learning_rates: Peak learning rate of a part, where it is not the optimiser's; the schedule is the same.
     """
 
     stage: ClassVar[str]
     trains: ClassVar[tuple[Part, ...]]
 
-    def __init__(self, model: DualLoRAModel, optim: OptimSpec, *, seed: int = 0) -> None:
+    def __init__(self, model: DualLoRAModel, optim: OptimSpec, *, seed: int = 0, learning_rates: Mapping[Part, float] | None = None) -> None:
         super().__init__()
         self.model = model
         self.optim = optim
         self.seed = seed
+        self.learning_rates = dict(learning_rates or {})
         self.micro_step = 0
         """Batches this rank has trained on; unlike `global_step`, it counts each batch of an accumulated step."""
         self.strict_loading = False
@@ -124,7 +127,8 @@ class StageModule(LightningModule, ABC, Generic[BatchT]):
         if not torch.isfinite(output.loss):
             raise TwnError(self._not_finite(batch, output))
         learning_rate = torch.tensor(self.optim.learning_rate * self.optim.factor(self.trainer.global_step))
-        self._log({"loss": output.loss, **output.metrics, "learning_rate": learning_rate}, "", len(batch))
+        self._log({"loss": output.loss, **output.metrics}, "", batch)
+        self.log(f"{self.stage}/learning_rate", learning_rate, batch_size=len(batch))
         return output.loss
 
     def on_train_batch_end(self, outputs: object, batch: BatchT, batch_idx: int) -> None:
@@ -135,7 +139,7 @@ class StageModule(LightningModule, ABC, Generic[BatchT]):
         """The same quantities as in training, on held-out data."""
         self._validation_index = batch_idx
         output = self.step(batch)
-        self._log({"loss": output.loss, **output.metrics}, "val_", len(batch))
+        self._log({"loss": output.loss, **output.metrics}, "val_", batch)
 
     def generator(self) -> torch.Generator:
         """A fresh generator for this step's sampling, on the model's device; the same each time it is asked for within a step."""
@@ -145,11 +149,16 @@ class StageModule(LightningModule, ABC, Generic[BatchT]):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over the trainable parameters and its schedule by step."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        matrices = [parameter for parameter in parameters if parameter.ndim > 1]
-        vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": self.optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        special = {id(parameter): rate for part, rate in self.learning_rates.items() for parameter in self.model.named_part_parameters(part).values()}
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for parameter in parameters:
+            rate = special.get(id(parameter), self.optim.learning_rate)
+            groups.setdefault((rate, self.optim.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
         optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=self.optim.learning_rate, betas=self.optim.betas, fused=self._can_fuse(parameters)
+            [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()],
+            lr=self.optim.learning_rate,
+            betas=self.optim.betas,
+            fused=self._can_fuse(parameters),
         )
         scheduler = LambdaLR(optimizer, self.optim.factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "frequency": 1}}
@@ -183,12 +192,15 @@ class StageModule(LightningModule, ABC, Generic[BatchT]):
         key = f"{self.seed}/{self.stage}/{purpose}/{self.micro_step}/{rank()}"
         return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest(), "big")
 
-    def _log(self, metrics: Mapping[str, Tensor], prefix: str, batch_size: int) -> None:
-        values = {f"{self.stage}/{prefix}{name}": value.detach() for name, value in metrics.items()}
+    def _log(self, metrics: Mapping[str, Tensor], prefix: str, batch: BatchT) -> None:
         across = not self.training and world_size() > 1
-        self.log_dict(values, on_step=self.training, on_epoch=not self.training, batch_size=batch_size, sync_dist=across)
+        values = {f"{self.stage}/{prefix}{name}": value.detach() for name, value in metrics.items()}
+        self.log_dict(values, on_step=self.training, on_epoch=not self.training, batch_size=len(batch), sync_dist=across)
+        if isinstance(batch, PairBatch) and not across:  # ranks validate on sources of their own, and can't agree on names
+            values = {f"{self.stage}/by_source/{batch.source}/{prefix}{name}": value.detach() for name, value in metrics.items()}
+            self.log_dict(values, on_step=self.training, on_epoch=not self.training, batch_size=len(batch))
         if self.training:
-            self.log("loss", metrics["loss"].detach(), prog_bar=True, logger=False, batch_size=batch_size)
+            self.log("loss", metrics["loss"].detach(), prog_bar=True, logger=False, batch_size=len(batch))
 
     def _can_fuse(self, parameters: list[nn.Parameter]) -> bool:
         # Fused AdamW unscales by itself under a float16 scaler, and Lightning can then not clip.

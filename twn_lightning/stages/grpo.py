@@ -18,7 +18,7 @@ from twn_lightning.losses.info_nce import positive_log_probs
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.models.outputs import Decoding, Rollout
 from twn_lightning.rewards.mix import MixedReward, RewardMix
-from twn_lightning.rewards.retrieval import gain_reward, rank_reward, retrieval_margin, rollout_log_probs
+from twn_lightning.rewards.retrieval import gain_reward, group_margin, outcome_reward, rank_reward, retrieval_margin, rollout_log_probs
 from twn_lightning.rewards.shape import format_reward, length_reward
 from twn_lightning.stages.base import OptimSpec, StageModule, StepOutput
 from twn_lightning.stages.contrastive import discriminative_rows
@@ -40,6 +40,7 @@ class GrpoSpec:
         scale_by_std: Divide a group's advantages by their standard deviation.
         score_temperature: Divides the cosines in the margin and in the gain.
         gain_maximum: The gain is cut to plus or minus this many nats.
+        outcome_top_k: The outcome reward is 0 unless the positive is among this many first targets.
         length_target: Thoughts up to this many tokens earn the full length reward; those of the decoding's maximum earn none of it.
     """
 
@@ -52,6 +53,7 @@ class GrpoSpec:
     scale_by_std: bool = True
     score_temperature: float = 0.02
     gain_maximum: float = 2.0
+    outcome_top_k: int = 1
     length_target: int = 12
 
     def __post_init__(self) -> None:
@@ -63,7 +65,7 @@ class GrpoStage(StageModule[PairBatch]):
     """Group relative policy optimisation of the thoughts (Shao et al., 2024) by what their embeddings retrieve.
 
     For each query G thoughts are sampled and embedded; the discriminative vectors of the batch's positives and hard negatives, of all
-    ranks, are the targets.
+    ranks, are the targets. For the reward "group_margin" the positives think too, G times each; these thoughts are not trained on.
 
     Args:
         model: Its reasoning adapter is trained; with a KL, its present state is kept as the reference.
@@ -128,10 +130,12 @@ class GrpoStage(StageModule[PairBatch]):
             peers = Peers.of(batch)
             prompts = self.model.prefill(batch.query)
             query = Rows.gathered(self.model.embed(prompts).vector)
-            rollout = self.model.think(prompts.repeat(self.spec.group_size), self.decoding, generator=self.generator())
+            generator = self.generator()
+            rollout = self.model.think(prompts.repeat(self.spec.group_size), self.decoding, generator=generator)
             positive = discriminative_rows(self.model, batch.positive, query.own)
             negative = discriminative_rows(self.model, batch.negative, query.own)
-            reward = self._reward(rollout, query.own, torch.cat([positive.all, negative.all]), peers)
+            groups = self._thinking_positives(batch, generator) if "group_margin" in self.rewards.names else positive.all[:, None]
+            reward = self._reward(rollout, query.own, torch.cat([positive.all, negative.all]), groups, peers)
             reference = None
             if self.spec.kl_weight > 0.0:
                 reference = self.model.thought_log_probs(batch.query, rollout.thoughts, adapter="reference")
@@ -169,7 +173,13 @@ class GrpoStage(StageModule[PairBatch]):
             )
         return self.rollouts
 
-    def _reward(self, rollout: Rollout, query: Tensor, targets: Tensor, peers: Peers) -> MixedReward:
+    def _thinking_positives(self, batch: PairBatch, generator: torch.Generator) -> Tensor:
+        """The positives of all ranks after G sampled thoughts each, ``(N, G, D)``."""
+        rollout = self.model.think(self.model.prefill(batch.positive).repeat(self.spec.group_size), self.decoding, generator=generator)
+        vectors = Rows.gathered(self.model.embed(rollout.prefix).vector).all
+        return vectors.reshape(-1, self.spec.group_size, vectors.shape[1])
+
+    def _reward(self, rollout: Rollout, query: Tensor, targets: Tensor, groups: Tensor, peers: Peers) -> MixedReward:
         shape = (query.shape[0], self.spec.group_size)
         generative = self.model.embed(rollout.prefix).vector.reshape(*shape, -1)
         num_tokens = rollout.thoughts.num_reasoning_tokens.reshape(shape)
@@ -186,6 +196,8 @@ class GrpoStage(StageModule[PairBatch]):
             "retrieval": lambda: retrieval_margin(generative, targets, column, mask, temperature=temperature),
             "rank": lambda: rank_reward(generative, targets, column, mask),
             "gain": gain,
+            "group_margin": lambda: group_margin(generative, groups, column, mask[:, : len(groups)]),
+            "outcome": lambda: outcome_reward(generative, targets, column, mask, top_k=self.spec.outcome_top_k),
             "length": lambda: length_reward(num_tokens, target=self.spec.length_target, maximum=self.decoding.max_new_tokens),
         }
         return self.rewards({name: parts[name]() for name in self.rewards.names})

@@ -25,9 +25,20 @@ def test_the_table_says_what_the_tasks_are() -> None:
         candidates = task.corpus("test") if task.local is None else task.local(subject, np.random.default_rng(0))
         scope = "global" if task.local is None else "local"
         queries = [len(task.subjects(split)) * task.repeats for split in ("validation", "test")]
-        expected.append([task.name, task.subgroup, task.kind, f"{scope}, {len(candidates)}", task.metric, len(task.subjects("train")), *queries])
+        kind = [task.kind, task.side or "–"]
+        expected.append([task.name, task.subgroup, *kind, f"{scope}, {len(candidates)}", task.metric, len(task.subjects("train")), *queries])
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in CARD.splitlines() if re.match(r"\| \w+: ", line)]
-    assert [[row[0].split(":")[0], *row[1:4], row[4].lower(), *(int(cell.replace(",", "")) for cell in row[5:])] for row in rows] == expected
+    assert [[row[0].split(":")[0], *row[1:5], row[5].lower(), *(int(cell.replace(",", "")) for cell in row[6:])] for row in rows] == expected
+
+
+def test_it_is_of_this_revision_and_counts_its_tasks_and_queries() -> None:
+    assert CARD.startswith(f"# MMEB-mini, revision {datamodules.mini.suite._REVISION}\n")
+    assert "Seventeen retrieval tasks" in CARD
+    assert len(TASKS) == 17
+    queries = {split: [len(task.subjects(split)) * task.repeats for task in TASKS.values()] for split in SPLITS}
+    assert f"{sum(queries['test']):,} test queries" in CARD
+    assert f"{sum(queries['validation']):,} validation queries" in CARD
+    assert f"{min(queries['test'])} to {max(queries['test'])} queries" in CARD
 
 
 def test_the_splits_have_the_sizes_it_says() -> None:

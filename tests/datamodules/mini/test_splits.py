@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable, Mapping
 
-from datamodules.mini.assets import concepts, countries
-from datamodules.mini.splits import SPLITS, country_split, digit_pair_split, digit_range, drawing_split, scene_concepts, triple_split
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from datamodules.mini import render
+from datamodules.mini.assets import STYLES, Style, concepts, countries, digit_images
+from datamodules.mini.splits import SPLITS, Split, country_split, digit_pair_split, digit_range, drawing_split, scene_concepts, triple_split
 from datamodules.mini.suite import load_pairs, load_tasks
-from datamodules.mini.tasks import TASKS
+from datamodules.mini.tasks import TASKS, Subject
+
+FAMILIES: Mapping[str, tuple[tuple[str, ...], Callable[[Subject], object]]] = {
+    "country": (("FlagCapital", "PageByCapital"), lambda subject: subject[0]),
+    "digit pair": (("DigitSum", "ClipSum", "PictureBySum", "ClipBySum"), lambda subject: subject),
+    "triple": (("SceneFind", "SceneNext", "MomentFind", "MomentNext"), lambda subject: frozenset(subject[:3])),
+    "motion": (("ClipMotion", "ClipByMotion"), lambda subject: subject),
+}
+"""What is held out of training, the tasks it is held out of, and how it is read off a subject."""
+
+DRAWN_ANEW = ("EmojiName", "EmojiT2I", "FlagName", "DigitRead", "PageByName")
+"""Tasks whose subjects are all trained; new is the plain drawing, or the handwriting."""
+
+
+def test_every_task_holds_something_out() -> None:
+    held_out = [name for names, _ in FAMILIES.values() for name in names]
+    assert sorted([*held_out, *DRAWN_ANEW]) == sorted(TASKS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_one_task_tests_no_task_of_its_family_trains(family: str) -> None:
+    names, identity = FAMILIES[family]
+    asked = {split: {identity(subject) for name in names for subject in TASKS[name].subjects(split)} for split in SPLITS}
+    assert all(asked.values())
+    assert not asked["train"] & asked["test"]
+    assert not asked["train"] & asked["validation"]
+    assert not asked["validation"] & asked["test"]
 
 
 def test_splits_cover_everything_once() -> None:
@@ -21,52 +52,86 @@ def test_splits_cover_everything_once() -> None:
         assert sum(len(part) for part in parts) == len(whole)
 
 
-def test_digit_pictures_of_different_splits_do_not_overlap() -> None:
-    ranges = [set(digit_range(split)) for split in SPLITS]
-    assert sum(len(part) for part in ranges) == len(set.union(*ranges)) == 500
-
-
-def test_training_never_sees_the_second_drawing_style() -> None:
-    for name in ("EmojiName", "FlagName", "FlagCapital"):
-        assert {subject[1] for subject in TASKS[name].subjects("train")} == {"twemoji"}
-    assert {subject[1] for subject in TASKS["EmojiName"].subjects("test")} == {"openmoji"}
-
-
-@pytest.mark.parametrize("name", ["FlagCapital", "DigitSum", "SceneNext", "ClipSum", "PageByCapital"])
-def test_composing_tasks_never_train_the_subject_they_test(name: str) -> None:
-    asked = 3 if name == "SceneNext" else (1 if name in ("FlagCapital", "PageByCapital") else 2)
-    subjects = {
-        split: {tuple(sorted(subject[:asked])) if asked == 3 else subject[:asked] for subject in TASKS[name].subjects(split)} for split in SPLITS
-    }
-    assert subjects["test"]
-    assert not subjects["train"] & subjects["test"]
-    assert not subjects["train"] & subjects["validation"]
-
-
 def test_a_triple_belongs_to_one_split_whatever_its_order() -> None:
     first, second, third = (concept.name for concept in scene_concepts()[:3])
     assert len({triple_split(order) for order in ((first, second, third), (third, first, second), (second, third, first))}) == 1
 
 
-def test_pairs_are_the_same_every_time_and_match_their_task() -> None:
-    source = load_pairs("train", num_pairs=5)["FlagCapital"]
-    first, again = source[3], source[3]
-    assert first.query_cot == again.query_cot
-    assert first.query.images[0].tobytes() == again.query.images[0].tobytes()  # type: ignore[union-attr]
-    assert first.query_cot.endswith(f"is {first.positive.text}.")
+def test_a_page_found_by_its_capital_in_the_test_is_no_page_of_training() -> None:
+    task = TASKS["PageByCapital"]
+    relevant = {split: {key for subject in task.subjects(split) for key in task.grades(subject)} for split in SPLITS}
+    assert not relevant["test"] & (relevant["train"] | relevant["validation"] | set(task.corpus("train")))
 
 
-@pytest.mark.parametrize("split", ["validation", "test"])
-def test_every_task_has_its_labels_among_its_candidates(split: str) -> None:
-    tasks = load_tasks(split, max_queries=6)  # type: ignore[arg-type]
-    assert [task.name for task in tasks] == list(TASKS)
-    for task in tasks:
-        assert len(task.queries) == 6
-        for query in task.queries:
-            offered = query.candidates if query.candidates is not None else tuple(task.candidates)
-            assert set(query.labels) <= set(offered)
-            assert len(set(offered)) == len(offered)
+def test_flags_of_validation_countries_are_not_tested_in_the_style_they_were_validated_in() -> None:
+    asked = {split: {(name, style) for name, style, _ in TASKS["FlagName"].subjects(split)} for split in SPLITS}
+    assert len(asked["validation"]) + len(asked["test"]) == len(countries())
+    assert not asked["validation"] & asked["test"]
 
 
-def test_every_test_task_asks_at_least_fifty_queries() -> None:
-    assert min(len(task.subjects("test")) * task.repeats for task in TASKS.values()) >= 50
+def test_digit_pictures_of_different_splits_do_not_overlap() -> None:
+    ranges = [set(digit_range(split)) for split in SPLITS]
+    assert sum(len(part) for part in ranges) == len(set.union(*ranges)) == 500
+
+
+@pytest.fixture
+def brightness_is_split(monkeypatch: pytest.MonkeyPatch) -> dict[Split, int]:
+    """Handwriting whose brightness tells its split: 50 in training, 100 in validation, 150 in test."""
+    levels: dict[Split, int] = {"train": 50, "validation": 100, "test": 150}
+    written = {digit: np.zeros((500, 28, 28), dtype=np.uint8) for digit in digit_images()}
+    for split, level in levels.items():
+        for pictures in written.values():
+            pictures[list(digit_range(split)), 8:20, 8:20] = level
+    found: Callable[[], dict[int, NDArray[np.uint8]]] = lambda: written  # noqa: E731
+    monkeypatch.setattr(render, "digit_images", found)
+    return levels
+
+
+@pytest.mark.parametrize("name", ["DigitRead", "DigitSum", "PictureBySum", "ClipSum", "ClipBySum"])
+def test_handwriting_is_that_of_the_split(name: str, brightness_is_split: dict[Split, int]) -> None:
+    def brightest(item_pictures: tuple[object, ...]) -> set[int]:
+        return {int(np.asarray(picture).max()) for picture in item_pictures}
+
+    pairs = [load_pairs("train", tasks=[name], num_pairs=20)[name][index] for index in range(20)]
+    trained = [item for pair in pairs for item in (pair.query, pair.positive)]
+    (task,) = load_tasks("test", tasks=[name])
+    tested = [*(query.item for query in task.queries), *task.candidates.values()]
+    for items, split in ((trained, "train"), (tested, "test")):
+        shown = [(*item.images, *(item.video if isinstance(item.video, tuple) else ())) for item in items]
+        assert set().union(*map(brightest, shown)) == {brightness_is_split[split]}  # type: ignore[index]
+
+
+@pytest.fixture
+def styles_drawn(monkeypatch: pytest.MonkeyPatch) -> set[Style]:
+    """Every style that is drawn from now on."""
+    seen: set[Style] = set()
+
+    def watched(draw: Callable[..., object]) -> Callable[..., object]:
+        def watching(code: str, style: Style, *, with_ink: bool | None = None) -> object:
+            seen.add(style)
+            return draw(code, style) if with_ink is None else draw(code, style, with_ink=with_ink)
+
+        return watching
+
+    for name in ("drawing", "inked", "flag"):
+        monkeypatch.setattr(render, name, watched(getattr(render, name)))
+    return seen
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_composing_tasks_train_on_one_drawing_style_and_tasks_that_only_name_on_both(name: str, styles_drawn: set[Style]) -> None:
+    source = load_pairs("train", tasks=[name], num_pairs=30)[name]
+    assert len([source[index] for index in range(30)]) == 30
+    only_names = name in DRAWN_ANEW and name != "DigitRead"
+    assert styles_drawn == {"twemoji", "openmoji"} if only_names else styles_drawn <= {"twemoji"}
+
+
+def test_no_thing_or_flag_is_left_out_of_a_style_in_training() -> None:
+    for name, whole in (("EmojiName", concepts()), ("EmojiT2I", concepts()), ("FlagName", countries())):
+        assert {subject[:2] for subject in TASKS[name].subjects("train")} == {(each.name, style) for each in whole for style in STYLES}
+
+
+@pytest.mark.parametrize("name", DRAWN_ANEW)
+def test_tasks_whose_subjects_are_trained_are_tested_in_the_second_style_or_other_handwriting(name: str, styles_drawn: set[Style]) -> None:
+    load_tasks("test", tasks=[name], max_queries=10)
+    assert styles_drawn == (set() if name == "DigitRead" else {"openmoji"})

@@ -45,6 +45,10 @@ def test_lists_and_mappings_can_be_overridden() -> None:
         ("stages.grpo.length_target=99", "choose a target that is not longer"),
         ("model.interface=kb", "expected one of"),
         ("model.gate.threshold=1.5", "compared with a probability"),
+        ("stages.gate.fixed_threshold=2", "stages.gate.fixed_threshold is 2.0, but it is compared with a probability"),
+        ("stages.grpo.outcome_top_k=0", "choose 1 or more"),
+        ("model.adapters=shared", "set model.detach=false, or model.adapters=dual"),
+        ("model.pooling=last", "set model.interface=reencode, or model.adapters=shared with model.detach=false"),
         ("model.reasoning.target_modules=[]", "trains nothing"),
         ("evaluation.modes=[nver]", "choose among never, always, auto, oracle"),
         ("data.suite=none", "nothing to train on"),
@@ -59,6 +63,18 @@ def test_lists_and_mappings_can_be_overridden() -> None:
 def test_a_slip_is_answered_in_words(override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load(override)
+
+
+def test_a_stage_two_that_trains_nothing_is_refused() -> None:
+    parts = ("cot", "discriminative", "generative", "mixed")
+    with pytest.raises(ConfigError, match="would train nothing.*steps=0"):
+        load(*(f"stages.cot_sft.{part}_weight=0" for part in parts))
+    assert load(*(f"stages.cot_sft.{part}_weight=0" for part in parts[1:])).stages.cot_sft.cot_weight == 1.0
+
+
+def test_a_shared_adapter_and_the_last_token_can_be_asked_for() -> None:
+    assert load("model.adapters=shared", "model.detach=false", "model.pooling=last").model.interface == "kv"
+    assert load("model.pooling=last", "model.interface=reencode").model.adapters == "dual"
 
 
 def test_unknown_files_list_what_is_there(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
+from torchmetrics.functional.classification import binary_calibration_error
 
 from twn_lightning.metrics.gate import auroc, expected_calibration_error, reliability_bins, think_rate
 
@@ -19,15 +19,27 @@ def test_auroc_by_hand_with_a_tie() -> None:
     assert math.isnan(auroc(probability, torch.ones(4)))
 
 
-def test_auroc_and_calibration_error_equal_torchmetrics() -> None:
+def test_auroc_equals_a_slow_count_of_pairs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    probability = (torch.rand(60, generator=generator) * 20).round() / 20  # with ties
+    labels = (torch.rand(60, generator=generator) < probability).long()
+    pairs = [
+        (high, low)
+        for high, a in zip(probability.tolist(), labels, strict=True)
+        if a
+        for low, b in zip(probability.tolist(), labels, strict=True)
+        if not b
+    ]
+    wins = sum(1.0 if high > low else 0.5 if high == low else 0.0 for high, low in pairs)
+    assert auroc(probability, labels) == pytest.approx(wins / len(pairs), abs=1e-6)
+
+
+def test_calibration_error_equals_torchmetrics() -> None:
     generator = torch.Generator().manual_seed(0)
     probability = torch.rand(200, generator=generator)
-    labels = (torch.rand(200, generator=generator) < probability).long()
-    assert auroc(probability, labels) == pytest.approx(float(binary_auroc(probability, labels)), abs=1e-6)
-    # torchmetrics measures the confidence of the predicted class; of label 1 it is the same where all probabilities are above a half
-    high = 0.5 + probability / 2
-    reference = binary_calibration_error(high, labels, n_bins=10)
-    assert expected_calibration_error(high, labels, num_bins=10) == pytest.approx(float(reference), abs=1e-6)
+    labels = (torch.rand(200, generator=generator) < probability**2).long()
+    reference = binary_calibration_error(probability, labels, n_bins=10)
+    assert expected_calibration_error(probability, labels, num_bins=10) == pytest.approx(float(reference), abs=1e-6)
 
 
 def test_reliability_bins_by_hand() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from twn_lightning.errors import ConfigError
 from twn_lightning.rewards.mix import RewardMix
-from twn_lightning.rewards.retrieval import gain_reward, rank_reward, retrieval_margin, rollout_log_probs
+from twn_lightning.rewards.retrieval import gain_reward, group_margin, outcome_reward, rank_reward, retrieval_margin, rollout_log_probs
 from twn_lightning.rewards.shape import format_reward, length_reward
 
 # One prompt, two rollouts, three targets; the positive is column 1. Cosines: [0.6, 0.8, 0] and [1, 0, 0].
@@ -93,3 +93,47 @@ def test_a_misspelt_or_missing_part_is_named() -> None:
         RewardMix({"format": 0.0})
     with pytest.raises(ConfigError, match="gain have a weight but were not computed"):
         RewardMix({"gain": 1.0})({"format": torch.zeros(1, 2)})
+
+
+def test_outcome_is_the_margin_of_rollouts_that_find_the_positive() -> None:
+    weights = [math.exp(0.6 / 0.5), math.exp(0.0)]
+    margin = 0.8 - 0.6 * weights[0] / sum(weights)
+    assert outcome_reward(ROLLOUT, TARGET, POSITIVE).flatten().tolist() == pytest.approx([margin, 0.0])
+    # The second rollout ties with column 2 and so is third: cosine 0, others 1 and 0.
+    weights = [math.exp(1.0 / 0.5), math.exp(0.0)]
+    assert outcome_reward(ROLLOUT, TARGET, POSITIVE, top_k=2)[0, 1].item() == 0.0
+    assert outcome_reward(ROLLOUT, TARGET, POSITIVE, top_k=3)[0, 1].item() == pytest.approx(-weights[0] / sum(weights))
+
+
+# Two positives with two vectors each, and a rollout along x: cosines 1 and 0.6 to the own, 0.8 and 0 to the other.
+GROUPS = torch.tensor([[[1.0, 0.0], [0.6, 0.8]], [[0.8, 0.6], [0.0, 1.0]]])
+
+
+def test_group_margin_is_the_share_of_the_nearest_times_the_margin() -> None:
+    along_x = torch.tensor([[[1.0, 0.0]]])
+    # Of the two nearest (1 and 0.8) one is its own: 1/2 x (0.8 - 0.4); the other group's view: 1/2 x (0.4 - 0.8).
+    assert group_margin(along_x, GROUPS, torch.tensor([0])).item() == pytest.approx(0.5 * 0.4)
+    assert group_margin(along_x, GROUPS, torch.tensor([1])).item() == pytest.approx(0.5 * -0.4)
+    equal = torch.tensor([[False, True]])
+    assert group_margin(along_x, GROUPS, torch.tensor([0]), equal).item() == pytest.approx(0.8)
+
+
+def test_group_margin_is_that_of_a_slow_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rollout, groups = (torch.nn.functional.normalize(torch.randn(*shape, 4, generator=generator), dim=-1) for shape in ((3, 2), (5, 3)))
+    own, mask = torch.tensor([0, 2, 4]), torch.zeros(3, 5, dtype=torch.bool)
+    mask[1, 3] = True
+    rewards = group_margin(rollout, groups, own, mask)
+    for prompt, positive in enumerate(own.tolist()):
+        for thought in range(2):
+            cosines = [(float(rollout[prompt, thought] @ vector), group) for group in range(5) for vector in groups[group] if not mask[prompt, group]]
+            nearest = sorted(cosines, reverse=True)[:3]
+            share = sum(group == positive for _, group in nearest) / 3
+            mine, others = ([cosine for cosine, group in cosines if (group == positive) == is_own] for is_own in (True, False))
+            assert rewards[prompt, thought].item() == pytest.approx(share * (sum(mine) / len(mine) - sum(others) / len(others)), abs=1e-6)
+
+
+def test_group_margin_counts_ties_against_the_own_group() -> None:
+    groups = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]])
+    tilted = torch.tensor([[[0.6, 0.8]]])
+    assert group_margin(tilted, torch.cat([groups, torch.tensor([[[0.0, -1.0]]])]), torch.tensor([0])).item() == 0.0

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from twn_lightning.batches import PairBatch
-from twn_lightning.errors import DataError
-from twn_lightning.models.dual_lora import DualLoRAModel
+from twn_lightning.errors import ConfigError, DataError
+from twn_lightning.models.dual_lora import DualLoRAModel, Part
 from twn_lightning.stages.base import OptimSpec
 from twn_lightning.stages.contrastive import ContrastiveStage
 from twn_lightning.stages.cot_sft import CotSftStage, CotSftWeights
@@ -47,6 +47,42 @@ def test_loss_is_the_weighted_sum_of_the_logged_parts(tiny_model: DualLoRAModel,
     parts = {name: output.metrics[f"loss_{name}"].item() for name in ("cot", "disc", "gen", "mixed")}
     assert output.loss.item() == pytest.approx(0.5 * parts["cot"] + 2 * parts["disc"] + 3 * parts["gen"] + 0.25 * parts["mixed"], rel=1e-5)
     assert {"token_accuracy", "hit_at_1_disc", "hit_at_1_gen"} <= output.metrics.keys()
+
+
+@pytest.mark.parametrize("weight", ["cot", "discriminative", "generative", "mixed"])
+def test_a_part_of_weight_zero_is_not_computed_and_changes_nothing(
+    weight: str, make_model: Callable[..., DualLoRAModel], make_batch: Callable[..., PairBatch]
+) -> None:
+    name = {"discriminative": "disc", "generative": "gen"}.get(weight, weight)
+    model = make_model()
+    batch = make_batch(model)
+    weights = CotSftWeights(**{"cot": 0.0, "discriminative": 0.0, "generative": 0.0, "mixed": 0.0, weight: 2.0})
+    alone = CotSftStage(model, OPTIM, temperature=0.1, weights=weights).step(batch)
+    every = CotSftStage(model, OPTIM, temperature=0.1).step(batch)
+    assert [key for key in alone.metrics if key.startswith("loss_")] == [f"loss_{name}"]
+    assert alone.loss.item() == pytest.approx(2.0 * every.metrics[f"loss_{name}"].item(), rel=1e-5)
+    hits = {"cot": set(), "disc": {"hit_at_1_disc"}, "gen": {"hit_at_1_gen"}, "mixed": {"hit_at_1_disc", "hit_at_1_gen"}}
+    assert {key for key in alone.metrics if "hit" in key} == hits[name]
+
+
+def test_only_parts_that_a_loss_reaches_are_trainable(make_model: Callable[..., DualLoRAModel]) -> None:
+    def trainable(weights: CotSftWeights, **settings: object) -> set[str]:
+        stage = CotSftStage(make_model(**settings), OPTIM, weights=weights)
+        return {name for name, parameter in stage.model.named_parameters() if parameter.requires_grad}
+
+    def parts(*names: Part, **settings: object) -> set[str]:
+        return set(make_model(**settings).named_part_parameters(*names))
+
+    silent = CotSftWeights(cot=0.0, generative=0.0, mixed=0.0)
+    assert trainable(silent) == parts("embedding", "queries")
+    assert trainable(silent, detach=False) == parts("reasoning", "embedding", "queries")
+    assert trainable(CotSftWeights(discriminative=0.0, generative=0.0, mixed=0.0)) == parts("reasoning")
+    assert trainable(silent, detach=False, embedding=None) == parts("reasoning", "queries", detach=False, embedding=None)
+
+
+def test_weights_that_train_nothing_are_refused() -> None:
+    with pytest.raises(ConfigError, match="would train nothing"):
+        CotSftWeights(cot=0.0, discriminative=0.0, generative=0.0, mixed=0.0)
 
 
 def test_discriminative_part_is_stage_one_on_the_same_batch(tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch]) -> None:

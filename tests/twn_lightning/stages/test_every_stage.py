@@ -9,7 +9,7 @@ from twn_lightning.batches import GateBatch, Item, PairBatch
 from twn_lightning.evaluation.evaluate import evaluate_task
 from twn_lightning.evaluation.self_label import self_label
 from twn_lightning.evaluation.task import Query, RetrievalTask
-from twn_lightning.models.dual_lora import DualLoRAModel
+from twn_lightning.models.dual_lora import DualLoRAModel, Part
 from twn_lightning.models.outputs import Decoding
 from twn_lightning.rewards.mix import REWARD_NAMES, RewardMix
 from twn_lightning.stages.base import OptimSpec, StageModule
@@ -63,8 +63,29 @@ def test_every_stage_trains_its_parts(
         go_through(model, make_batch(model), make_items(3))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"embedding": None, "detach": False},
+        {"embedding": None, "detach": False, "num_queries": 0},
+        {"num_queries": 0, "interface": "reencode"},
+    ],
+    ids=["shared", "shared-last", "last-reencode"],
+)
+def test_every_stage_trains_a_shared_adapter_and_pools_the_last_token(
+    make_model: Callable[..., DualLoRAModel],
+    make_batch: Callable[..., PairBatch],
+    make_items: Callable[[int], list[Item]],
+    settings: dict[str, object],
+) -> None:
+    model = make_model(**settings)
+    go_through(model, make_batch(model), make_items(3))
+
+
 def go_through(model: DualLoRAModel, batch: PairBatch, items: list[Item]) -> None:
-    parts = model.named_part_parameters
+    def parts(*names: Part) -> set[str]:
+        return {name for name, parameter in model.named_part_parameters(*names).items() if parameter.numel()}
+
     assert trained_parts(ContrastiveStage(model, OPTIM), batch) == set(parts("embedding", "queries"))
     assert trained_parts(CotSftStage(model, OPTIM), batch) == set(parts("reasoning", "embedding", "queries"))
 

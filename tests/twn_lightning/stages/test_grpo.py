@@ -51,6 +51,18 @@ def test_reward_is_the_weighted_sum_of_parts_and_advantages_compare_within_a_gro
     torch.testing.assert_close(rollouts.advantages, expected.flatten())
 
 
+def test_thinking_positives_leave_the_queries_thoughts_as_they_are(tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch]) -> None:
+    batch = make_batch(tiny_model)
+    alone = stage_of(tiny_model, rewards={"rank": 1.0}).roll_out(batch)
+    read = tiny_model.num_prompt_tokens
+    both = stage_of(tiny_model, rewards={"rank": 1.0, "group_margin": 1.0}).roll_out(batch)
+    assert torch.equal(alone.thoughts.token_ids, both.thoughts.token_ids)
+    assert torch.equal(alone.parts["rank"], both.parts["rank"])
+    assert both.parts["group_margin"].shape == both.parts["rank"].shape
+    # The positives are read once more, for their thoughts.
+    assert tiny_model.num_prompt_tokens - read == read + batch.positive.attention_mask.numel()
+
+
 def test_gradient_reaches_the_reasoning_adapter_alone(tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch]) -> None:
     stage = stage_of(tiny_model)
     stage.step(make_batch(tiny_model)).loss.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,31 @@
+"""python -m experiments.ablation_dual_lora --run mini --seeds 1,2,3
+
+Two adapters with a stop-gradient between them, against what others do: the contrastive gradient reaches the reasoning adapter (attached), one
+adapter for everything (shared), and an embedder that reads the prompt and the thought anew, as after another model (two_models). Each variant
+trains all four stages: about as long as `make train`, for each seed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from experiments.command_line import run_command
+
+VARIANTS: dict[str, Sequence[str]] = {
+    "detached": [],
+    "attached": ["model.detach=false"],
+    "shared": ["model.adapters=shared", "model.detach=false"],
+    "two_models": ["model.interface=reencode", "model.pooling=last"],
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train the variants that are not finished, and print their table."""
+    from experiments.sweep import main as sweep  # which gathers this module
+
+    sweep(["dual_lora", *arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,0 +1,211 @@
+"""The page's comparisons with the base run: a table and a sentence for each ablation, and what single claims need beside them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from experiments.record import RunRecord
+from experiments.results_page import numbers
+from experiments.results_page.collection import Collection
+from experiments.results_page.words import cell, change, listed, number, percent, signed, table
+from experiments.statistics import Interval, interval, paired_interval
+
+RIVALS = "rivals"
+HIT = "hit@1"
+TOKEN_ACCURACIES = ("cot_sft/val_token_accuracy", "cot_sft/token_accuracy")
+"""Curves of which the last value stands for generation: the first that all records hold."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A variant beside the base runs of the same seeds.
+
+    Attributes:
+        variant: Its name.
+        records: Of the seeds that the base has too.
+        base: The base runs of these seeds.
+        differences: Mode → variant less base, mean over all tasks.
+    """
+
+    variant: str
+    records: tuple[RunRecord, ...]
+    base: tuple[RunRecord, ...]
+    differences: dict[str, Interval]
+
+
+def compared(collection: Collection, ablation: str, modes: Sequence[str] = ("never", "always", "auto")) -> list[Compared]:
+    """The variants of an ablation that share a seed with the base."""
+    names = collection.task_names()
+    found = []
+    for variant, records in collection.ablations[ablation].items():
+        common, base = collection.paired(records)
+        if common:
+            differences = {mode: numbers.difference(common, mode, base, mode, names) for mode in modes}
+            found.append(Compared(variant, common, base, differences))
+    return found
+
+
+def ablation_lines(collection: Collection, ablation: str, rows: Sequence[Compared]) -> list[str]:
+    """One ablation: what it asks, its table, and one sentence on what the intervals say."""
+    names, settings = collection.task_names(), _settings(ablation)
+    cells = [["*base run*", "", *_figures(collection.base, names, None), str(len(collection.base))]]
+    for each in rows:
+        overrides = cell(" ".join(settings.get(each.variant, ())))
+        cells.append([cell(each.variant), overrides, *_figures(each.records, names, each.differences), str(len(each.records))])
+    head = ["variant", "settings", "never", "always", "auto", "thinks", "tokens a query", "seeds"]
+    lines = [*_introduction(collection, ablation), *table(head, cells, left=2), "", _sentence(ablation, rows)]
+    unpaired = sorted(set(collection.ablations[ablation]) - {each.variant for each in rows})
+    return [*lines, f"No seed in common with the base run: {listed(unpaired)}."] if unpaired else lines
+
+
+def side_lines(collection: Collection) -> list[str]:
+    """Thinking on one side alone, from the base runs."""
+    base, names = collection.base, collection.task_names()
+    rows = []
+    for title, mode in (("no side", "never"), ("queries", "query"), ("candidates", "candidate"), ("both sides", "always")):
+        kinds = [collection.task_names(kind) for kind in ("", "plain", "composing")]
+        scores = [number(numbers.score(base, mode, group)) if group else "–" for group in kinds]
+        changed = change(numbers.difference(base, mode, base, "never", names)) if mode != "never" else ""
+        rows.append([title, *scores, changed, number(numbers.tokens(base, mode, names))])
+    return table(["who thinks", "all", "plain", "composing", "change to no side", "tokens a query"], rows)
+
+
+def rival_lines(collection: Collection) -> list[str]:
+    """Other methods as settings, each in the mode that it would be used in, beside the base in auto."""
+    names = collection.task_names()
+    rows = [["**TWN (base run)**", "auto", *_rival_figures(collection.base, "auto", names), ""]]
+    wins: list[str] = []
+    for variant, records in collection.ablations[RIVALS].items():
+        common, base = collection.paired(records)
+        if not common:
+            continue
+        mode = _modes().get(variant, "auto")
+        found = numbers.difference(base, "auto", common, mode, names)
+        rows.append([cell(_like(variant)), mode, *_rival_figures(common, mode, names), change(found)])
+        wins += [f"{_like(variant)} by {signed(found.mean)}"] if found.excludes_zero and found.mean > 0.0 else []
+    head = ["method", "mode", "all", "plain", "composing", "tokens a query", "base less this one"]
+    sentence = f"The base run in auto is above, with an interval that excludes 0: {cell(listed(wins))}."
+    made_of = [f"* {_like(name)}: `{' '.join(_settings(RIVALS)[name])}`" for name in collection.ablations[RIVALS] if _settings(RIVALS).get(name)]
+    lines = [*table(head, rows, left=2), "", f"{sentence} {len(rows) - 1 - len(wins)} of {len(rows) - 1} are not below it in this sense."]
+    return [*lines, "", "Their settings, beside those of the base run:", "", *made_of] if made_of else lines
+
+
+def grpo_lines(collection: Collection) -> list[str]:
+    """What stage 4 brings: thoughts of the base run against those of the variant that was trained without it."""
+    names = tuple(task.name for task in collection.base[0].tasks if task.metric == HIT)
+    lines = []
+    for variant, records in collection.ablations.get("stages", {}).items():
+        common, base = collection.paired(records)
+        if common and names and _lacks_grpo(common) and not _lacks_grpo(base):
+            found = numbers.difference(base, "always", common, "always", names)
+            lines.append(
+                f"Always thinking, mean {HIT} of {len(names)} tasks: {number(numbers.score(base, 'always', names))} with stage 4, "
+                f"{number(numbers.score(common, 'always', names))} without (variant {cell(variant)}); stage 4 changes it by {change(found)}"
+                f" ({'the interval excludes 0' if found.excludes_zero else 'the interval includes 0'})."
+            )
+    reward = numbers.curve(collection.base, "grpo/reward")
+    if reward is not None:
+        first, last = reward.mean[0], reward.mean[-1]
+        lines.append(f"The reward goes from {number(first, 3)} at step {reward.x[0]:.0f} to {number(last, 3)} at step {reward.x[-1]:.0f}.")
+    return [" ".join(lines)] if lines else []
+
+
+def dual_lora_lines(collection: Collection) -> list[str]:
+    """Both tasks of the adapters in one figure: the mean of generative score and accuracy on the reference thoughts' tokens."""
+    names, variants = collection.task_names(), collection.ablations["dual_lora"]
+    every = [*collection.base, *(record for records in variants.values() for record in records)]
+    curve = next((name for name in TOKEN_ACCURACIES if numbers.last_values(every, name) is not None), None)
+    accuracy = numbers.last_values(collection.base, curve) if curve is not None else None
+    if curve is None or accuracy is None:
+        return [f"*Not all records hold a curve {' or '.join(TOKEN_ACCURACIES)}, so generation is not compared.*"]
+    rows: list[list[str]] = []
+    better: list[str] = []
+    worse: list[str] = []
+    rows.append(["*base run*", *_both(collection.base, accuracy, names), ""])
+    for variant, records in variants.items():
+        common, base = collection.paired(records)
+        own, others = numbers.last_values(common, curve), numbers.last_values(base, curve)
+        if own is None or others is None:
+            continue
+        found = paired_interval(_joint(common, own, names), _joint(base, others, names))
+        rows.append([cell(variant), *_both(common, own, names), change(found)])
+        if found.excludes_zero:
+            (better if found.mean > 0.0 else worse).append(f"{cell(variant)} ({signed(found.mean)})")
+    head = ["variant", "generative score (always)", "token accuracy, %", "mean of both", "change to the base run"]
+    sentence = f"By this mean, with an interval that excludes 0: above the base run {listed(better)}; below it {listed(worse)}."
+    return [*table(head, rows), "", f"Token accuracy: last value of {curve}. {sentence}"]
+
+
+def _both(records: Sequence[RunRecord], accuracy: Sequence[float], names: numbers.Names) -> list[str]:
+    found = interval(_joint(records, accuracy, names))
+    parts = [number(numbers.score(records, "always", names)), number(100.0 * numbers.mean(accuracy))]
+    return [*parts, f"{number(found.mean)} [{number(found.low)}, {number(found.high)}]"]
+
+
+def _joint(records: Sequence[RunRecord], accuracy: Sequence[float], names: numbers.Names) -> list[list[list[float]]]:
+    """The mean of each query's generative metric and its seed's token accuracy, so that both are drawn together."""
+    scores = numbers.values(records, "always", names)
+    return [[[(value + right) / 2 for value in task] for task in tasks] for tasks, right in zip(scores, accuracy, strict=True)]
+
+
+def _lacks_grpo(records: Sequence[RunRecord]) -> bool:
+    return all(not any(name.startswith("grpo/") for name in record.curves) for record in records)
+
+
+def _figures(records: Sequence[RunRecord], names: numbers.Names, differences: Mapping[str, Interval] | None) -> list[str]:
+    cells = []
+    for mode in ("never", "always", "auto"):
+        text = number(numbers.score(records, mode, names))
+        cells.append(f"{text} ({change(differences[mode])})" if differences else text)
+    return [*cells, percent(numbers.think_rate(records, "auto", names)), number(numbers.tokens(records, "auto", names))]
+
+
+def _rival_figures(records: Sequence[RunRecord], mode: str, names: numbers.Names) -> list[str]:
+    by_kind = {kind: tuple(task.name for task in records[0].tasks if task.kind == kind) for kind in ("plain", "composing")}
+    scores = [number(numbers.score(records, mode, group)) if group else "–" for group in (names, *by_kind.values())]
+    return [*scores, number(numbers.tokens(records, mode, names))]
+
+
+def _sentence(ablation: str, rows: Sequence[Compared]) -> str:
+    parts = []
+    for mode in ("never", "always", "auto"):
+        apart = [f"{cell(each.variant)} ({signed(each.differences[mode].mean)})" for each in rows if each.differences[mode].excludes_zero]
+        parts.append(f"under {mode} for {listed(apart, none='no variant')}")
+    return f"The interval of the difference to the base run excludes 0 {'; '.join(parts)}."
+
+
+def _introduction(collection: Collection, ablation: str) -> list[str]:
+    seeds = ",".join(str(record.seed) for record in collection.base)
+    command = f"`python -m experiments.sweep {ablation} --run {collection.name} --seeds {seeds}`"
+    return [f"{_question(ablation)} {command}".strip(), ""]
+
+
+def _module(ablation: str) -> object | None:
+    name = f"experiments.ablation_{ablation}"
+    return importlib.import_module(name) if ablation.isidentifier() and importlib.util.find_spec(name) else None
+
+
+def _question(ablation: str) -> str:
+    """What the ablation's own module says that it asks: the first sentence below its command."""
+    paragraphs = (getattr(_module(ablation), "__doc__", None) or "").split("\n\n")
+    sentence = " ".join(paragraphs[1].split()).split(". ")[0].rstrip(".") if len(paragraphs) > 1 else ""
+    return f"{cell(sentence)}." if sentence else ""
+
+
+def _settings(ablation: str) -> Mapping[str, Sequence[str]]:
+    found: Mapping[str, Sequence[str]] = getattr(_module(ablation), "VARIANTS", {})
+    return found
+
+
+def _modes() -> Mapping[str, str]:
+    found: Mapping[str, str] = getattr(_module(RIVALS), "MODES", {})
+    return found
+
+
+def _like(variant: str) -> str:
+    """A rival's name, which always says that it is only like the method."""
+    words = variant.replace("_", "-")
+    return words if words.endswith("-like") else f"{words}-like"
