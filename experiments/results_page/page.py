@@ -284,8 +284,8 @@ def _examples(page: Page, collection: Collection) -> None:
         page.add("*The records hold no examples.*")
         return
     page.add(
-        "Chosen by rule, one of each task: first where the best candidate turned from wrong to right (misled: from right to wrong), then by the size of "
-        "the gain. The candidates do not think here."
+        "Chosen by rule, one of each task: first where the best candidate turned from wrong to right (misled: from right to wrong), then by the size "
+        "of the gain. The candidates do not think here."
     )
     figure = examples.example_figure([("Helped", helped), ("Misled", misled)])
     page.picture("examples", figure, "Queries with the thoughts that helped and those that misled", "")

@@ -135,3 +135,17 @@ def test_no_thing_or_flag_is_left_out_of_a_style_in_training() -> None:
 def test_tasks_whose_subjects_are_trained_are_tested_in_the_second_style_or_other_handwriting(name: str, styles_drawn: set[Style]) -> None:
     load_tasks("test", tasks=[name], max_queries=10)
     assert styles_drawn == (set() if name == "DigitRead" else {"openmoji"})
+
+
+def test_facts_in_words_are_training_alone_and_show_no_picture() -> None:
+    assert set(load_pairs("train")) - set(TASKS) == {"CapitalOf"}
+    assert "CapitalOf" not in load_pairs("validation")
+    assert "CapitalOf" not in {task.name for task in load_tasks("test")}
+    pair = load_pairs("train", tasks=["CapitalOf"])["CapitalOf"][0]
+    assert not pair.query.images
+    assert pair.query_cot == f"The capital of {pair.query.text} is {pair.positive.text}."
+
+
+def test_a_run_may_name_an_auxiliary_source_among_its_tasks() -> None:
+    assert list(load_pairs("train", tasks=["CapitalOf", "FlagName"])) == ["CapitalOf", "FlagName"]
+    assert [task.name for task in load_tasks("validation", tasks=["CapitalOf", "FlagName"], max_queries=1)] == ["FlagName"]

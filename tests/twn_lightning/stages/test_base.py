@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.precision import Precision
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.data import DataLoader
 
-from twn_lightning.batches import GateBatch
+from twn_lightning.batches import GateBatch, PairBatch
 from twn_lightning.errors import CheckpointError, TwnError
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.stages.base import OptimSpec
@@ -157,3 +157,13 @@ def test_precisions_that_convert_batches_take_the_frozen_ones(tiny_model: DualLo
     fit = trainer(plugins=[Converting()], max_steps=1)
     fit.fit(GateStage(tiny_model, OPTIM), gate_batches(tiny_model))
     assert fit.global_step == 1
+
+
+def test_quantities_of_a_pair_batch_are_logged_by_source_too(make_model: Callable[..., DualLoRAModel], make_batch: Callable[..., PairBatch]) -> None:
+    model, memory = make_model(), Memory()
+    batch = make_batch(model)
+    loader: DataLoader[PairBatch] = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
+    trainer(logger=memory, max_steps=1).fit(ContrastiveStage(model, OPTIM), loader, loader)
+    logged = {key: value for _, metrics in memory.metrics for key, value in metrics.items()}
+    for name in ("loss", "hit_at_1", "val_loss", "val_hit_at_1"):
+        assert logged[f"contrastive/by_source/{batch.source}/{name}"] == logged[f"contrastive/{name}"]

@@ -132,3 +132,35 @@ def test_gradient_checkpointing_changes_nothing(make_model: Callable[..., DualLo
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_cross_entropy_is_computed_on_one_step_of_so_many(make_model: Callable[..., DualLoRAModel], make_batch: Callable[..., PairBatch]) -> None:
+    model = make_model()
+    batch = make_batch(model)
+    stage = CotSftStage(model, OPTIM, temperature=0.1, cot_every=3)
+    every = CotSftStage(model, OPTIM, temperature=0.1).step(batch)
+    supervised = []
+    for stage.micro_step in range(5):
+        output = stage.step(batch)
+        supervised.append("loss_cot" in output.metrics)
+        for name in ("disc", "gen", "mixed"):
+            assert output.metrics[f"loss_{name}"].item() == pytest.approx(every.metrics[f"loss_{name}"].item(), rel=1e-5)
+    assert supervised == [True, False, False, True, False]
+    output.loss.backward()  # type: ignore[no-untyped-call]
+    assert touched(model) == set(model.named_part_parameters("embedding", "queries"))
+    assert "loss_cot" in stage.eval().step(batch).metrics
+
+
+def test_a_rare_cross_entropy_needs_other_losses(tiny_model: DualLoRAModel) -> None:
+    weights = CotSftWeights(discriminative=0.0, generative=0.0, mixed=0.0)
+    with pytest.raises(ConfigError, match="cot_every is 2, but the cross-entropy is the only loss"):
+        CotSftStage(tiny_model, OPTIM, weights=weights, cot_every=2)
+
+
+def test_the_reasoning_adapter_may_have_a_learning_rate_of_its_own(tiny_model: DualLoRAModel) -> None:
+    stage = CotSftStage(tiny_model, OPTIM, learning_rates={"reasoning": 1e-3})
+    optimizer = stage.configure_optimizers()["optimizer"]
+    rates = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    parts: dict[Part, float] = {"reasoning": 1e-3, "embedding": 1e-2, "queries": 1e-2}
+    for part, rate in parts.items():
+        assert {rates[id(parameter)] for parameter in tiny_model.named_part_parameters(part).values()} == {rate}
