@@ -2,7 +2,7 @@
 
 Two adapters with a stop-gradient between them, against what others do: the contrastive gradient reaches the reasoning adapter (attached), one
 adapter for everything (shared), and an embedder that reads the prompt and the thought anew, as after another model (two_models). Each variant
-trains all four stages: about as long as `make train`, for each seed.
+trains all four stages: about as long as `make train`, for each seed. The one adapter has the rank of both together, and the higher learning rate.
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ from collections.abc import Sequence
 
 from experiments.command_line import run_command
 
+SHARED = (
+    *("model.adapters=shared", "model.detach=false", "model.reasoning.rank=80", "model.reasoning.alpha=160"),
+    "stages.cot_sft.reasoning_learning_rate=null",
+)
 VARIANTS: dict[str, Sequence[str]] = {
     "detached": [],
     "attached": ["model.detach=false"],
-    "shared": ["model.adapters=shared", "model.detach=false"],
+    "shared": SHARED,
     "two_models": ["model.interface=reencode", "model.pooling=last"],
 }
 
