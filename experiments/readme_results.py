@@ -1,6 +1,7 @@
-"""python -m experiments.readme_results --run mini
+"""python -m experiments.readme_results
 
-Rewrites the results table of README.md, between its results marks, from the report of a finished run (``report.json``).
+Rewrites the results block of README.md, between its results marks, from the records that the results page is made of: the claims, the think modes,
+and what they were measured with. ``--check`` writes nothing, and fails where the block is not what the records give.
 """
 
 from __future__ import annotations
@@ -10,36 +11,68 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.command_line import add_settings, new_parser, prepare_process, require_finished, run_command, settings
+from experiments.command_line import new_parser, run_command
+from experiments.results_page.claim import mode_lines, verdict_lines, verdicts
+from experiments.results_page.collection import read_collections
+from experiments.results_page.words import listed
 from experiments.runs import write_atomically
-from twn_lightning.errors import ConfigError
+from twn_lightning.errors import ConfigError, DataError
 
+ROOT = Path(__file__).parents[1]
 _BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Replace the block.
+    """Replace the block, or check it.
 
     Raises:
-        ConfigError: The run has no report, or the file no marks.
+        ConfigError: The file has no marks.
+        DataError: There are no records; with ``--check`` also a block that they do not give.
     """
     parser = new_parser("readme_results", __doc__)
-    default = Path(__file__).parents[1] / "README.md"
-    parser.add_argument("--readme", type=Path, default=default, help="the file to rewrite (default: the repository's)")
-    add_settings(parser, of_run=True)
-    parsed = parser.parse_intermixed_args(arguments)
-    config = settings(parsed, of_run=True)
-    path = require_finished(config).path / "report.json"
-    if not path.is_file():
-        raise ConfigError(f"Run {config.name!r} has no {path}: run 'python -m experiments.train all --run {config.name}' first.")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="the file to rewrite (default: the repository's)")
+    parser.add_argument(
+        "--records", type=Path, default=ROOT / "docs" / "results" / "records", help="where the records lie (default: docs/results/records)"
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the block differs")
+    parsed = parser.parse_args(arguments)
     text = parsed.readme.read_text(encoding="utf-8")
     if not _BLOCK.search(text):
         raise ConfigError(f"{parsed.readme} has no '<!-- results -->' … '<!-- /results -->' block: put the two marks where the table belongs.")
-    prepare_process()
-    from twn_lightning.evaluation.report import Report
+    written = _BLOCK.sub(lambda found: f"{found[1]}\n{block(parsed.records)}\n{found[2]}", text)
+    if not parsed.check:
+        write_atomically(parsed.readme, written)
+    elif written != text:
+        raise DataError(f"The results in {parsed.readme} are not those of {parsed.records}: run 'python -m experiments.readme_results'.")
 
-    table = Report.from_json(path.read_text(encoding="utf-8")).markdown()
-    write_atomically(parsed.readme, _BLOCK.sub(lambda found: f"{found[1]}\n{table}\n{found[2]}", text))
+
+def block(records: Path) -> str:
+    """The block's Markdown.
+
+    Args:
+        records: Folder of the records.
+
+    Raises:
+        DataError: It holds none.
+    """
+    groups = read_collections(records)
+    if not groups:
+        raise DataError(f"{records} holds no record: 'make results' makes them.")
+    base = groups[0].base
+    made = [f"run {groups[0].name}, seeds {listed(str(record.seed) for record in base)}"]
+    for title, key in (("trained at commit", "commit.trained"), ("data", "data_revision"), ("device", "device")):
+        values = list(dict.fromkeys(record.provenance[key] for record in base if record.provenance.get(key)))
+        made += [f"{title} {'; '.join(values)}"] if values else []
+    return "\n".join(
+        [
+            *verdict_lines(verdicts(groups[0])),
+            "",
+            *mode_lines(groups[0]),
+            "",
+            f"Mean scores over tasks, 0 to 100, with 95 % intervals. {', '.join(made)}.",
+            "",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -42,29 +42,37 @@ def make_record(
         folder: The run's folder.
         encoded: The test tasks; both sides with ``think="always"``.
         tracking: Whose MLflow runs hold the training curves.
-        made_of: Provenance besides environment, data and the gate's settings.
+        made_of: Provenance besides environment, data, steps and the gate's settings.
 
     Raises:
         DataError: A task was encoded without thoughts.
     """
     gate, sides = config.stages.gate, config.evaluation.think_sides
     settings = {f"stages.gate.{name}": str(getattr(gate, name)) for name in _GATE_SETTINGS}
+    settings |= {f"stages.{step.section}.steps": str(getattr(config.stages, step.section).steps) for step in STEPS}
     return RunRecord(
         run=config.name,
         ablation="",
         variant="",
         seed=config.seed,
         threshold=float(model.gate.threshold),
-        provenance={**environment_tags(config), **data_tags(config), **made_of, **settings},
+        provenance={**environment_tags(config), **data_tags(config), **made_of, **settings, "commit.trained": _trained_at(folder)},
         parameters={name: float(value) for name, value in model.parameter_report().items()},
         seconds={step.name: float(_done(folder, step).get("seconds", 0.0)) for step in STEPS},
         tasks=tuple(_task_record(config, each, threshold=model.gate.threshold) for each in encoded),
         sweep=_sweep(encoded, model.gate.threshold, sides),
         validation_curve=tuple(dict(point) for point in model.gate.curve),
-        curves=_curves(config, folder, tracking),
+        curves=training_curves(config, folder, tracking),
         examples=tuple(example for each in encoded for example in _examples(each, temperature=gate.temperature)),
         budgets=_budgets(model, encoded, sides),
     )
+
+
+def _trained_at(folder: RunFolder) -> str:
+    """The commits at which the steps were trained, each once; a run may be evaluated again at a later one."""
+    texts = [(folder.bundle(step) / "twn_config.json").read_text(encoding="utf-8") for step in STEPS]
+    found = [str(json.loads(text).get("provenance", {}).get("commit", "")) for text in texts]
+    return ", ".join(dict.fromkeys(commit for commit in found if commit))
 
 
 def _task_record(config: RunConfig, each: EncodedTask, *, threshold: float) -> TaskRecord:
@@ -162,8 +170,14 @@ def _examples(each: EncodedTask, *, temperature: float, num_each: int = 2) -> li
     ]
 
 
-def _curves(config: RunConfig, folder: RunFolder, tracking: Tracking) -> dict[str, tuple[tuple[int, float], ...]]:
-    """Training curves of each step by ``<step>/<quantity>``; those of a step that was taken over from another run lie in that one's MLflow run."""
+def training_curves(config: RunConfig, folder: RunFolder, tracking: Tracking) -> dict[str, tuple[tuple[int, float], ...]]:
+    """Training curves of each step by ``<step>/<quantity>``, also those of one point.
+
+    Args:
+        config: The run's settings.
+        folder: The run's folder; the curves of a step that was taken over from another run lie in that one's MLflow run.
+        tracking: Whose MLflow runs hold the curves.
+    """
     client = tracking.parent.experiment
     if client is None:
         log.info("tracking is off: %s holds no training curves", RECORD)
@@ -180,7 +194,7 @@ def _curves(config: RunConfig, folder: RunFolder, tracking: Tracking) -> dict[st
         for key in found[0].data.metrics:
             section, _, quantity = key.partition("/")
             points = _history(tracking.parent, found[0].info.run_id, key) if section == step.section else []
-            if len(points) > 1:
+            if points:
                 curves[f"{step.name}/{quantity}"] = thinned(points)
     return curves
 

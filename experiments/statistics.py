@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -82,17 +83,22 @@ def _matrices(values: PerQuery) -> list[NDArray[np.float64]]:
 
 
 def _bootstrap(tasks: Sequence[NDArray[np.float64]], *, num_draws: int, seed: int) -> Interval:
-    rng = np.random.default_rng(seed)
     num_seeds = tasks[0].shape[0]
-    seed_counts = rng.multinomial(num_seeds, np.full(num_seeds, 1.0 / num_seeds), size=num_draws)
+    seed_counts, query_counts = _draws(num_seeds, tuple(task.shape[1] for task in tasks), num_draws, seed)
     total = np.zeros(num_draws)
-    for task in tasks:
-        num_queries = task.shape[1]
-        query_counts = rng.multinomial(num_queries, np.full(num_queries, 1.0 / num_queries), size=num_draws)
-        total += ((query_counts @ task.T) * seed_counts).sum(axis=1) / (num_queries * num_seeds)
+    for task, counts in zip(tasks, query_counts, strict=True):
+        total += ((counts @ task.T) * seed_counts).sum(axis=1) / task.size
     means = 100.0 * total / len(tasks)
     low, high = np.quantile(means, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
     return Interval(mean=float(100.0 * np.mean([task.mean() for task in tasks])), low=float(low), high=float(high))
+
+
+@functools.lru_cache(maxsize=4)  # about 30 MB each for 2,000 queries; a page asks for hundreds of intervals of few shapes
+def _draws(num_seeds: int, num_queries: tuple[int, ...], num_draws: int, seed: int) -> tuple[NDArray[np.float64], tuple[NDArray[np.float64], ...]]:
+    """How often each draw takes each seed, and of each task each query; rows are draws."""
+    rng = np.random.default_rng(seed)
+    seeds, *queries = (rng.multinomial(count, np.full(count, 1.0 / count), size=num_draws).astype(np.float64) for count in (num_seeds, *num_queries))
+    return seeds, tuple(queries)
 
 
 def _shape(tasks: Sequence[NDArray[np.float64]]) -> str:

@@ -23,6 +23,7 @@ from twn_lightning.torchvision_compat import ensure_torchvision
 
 ensure_torchvision()  # lightning imports torchvision
 
+import torch  # noqa: E402
 from lightning.pytorch.loggers.logger import Logger  # noqa: E402
 from lightning_utilities.core.rank_zero import rank_zero_only  # noqa: E402
 
@@ -214,10 +215,28 @@ def store_uri(config: RunConfig) -> str:
 
 
 def environment_tags(config: RunConfig) -> dict[str, str]:
-    """What a result depends on besides its settings: commit, versions, machine, seed."""
+    """What a result depends on besides its settings: commit, versions, machine, device, seed."""
     versions = {f"version.{package}": importlib.metadata.version(package) for package in PACKAGES}
     machine = f"{platform.system()} {platform.machine()}"
-    return {"commit": commit(), "seed": str(config.seed), "python": platform.python_version(), "platform": machine, **versions}
+    made_on = {"python": platform.python_version(), "platform": machine, "device": device_name(config)}
+    return {"commit": commit(), "seed": str(config.seed), **made_on, **versions}
+
+
+def device_name(config: RunConfig) -> str:
+    """What computes: the GPU's name, with their number where there are several, or the processor's with the number of threads."""
+    trainer = config.trainer
+    if trainer.accelerator in ("gpu", "auto") and torch.cuda.is_available():
+        count = trainer.num_nodes * (torch.cuda.device_count() if trainer.devices == -1 else trainer.devices)
+        return torch.cuda.get_device_name() if count == 1 else f"{count} × {torch.cuda.get_device_name()}"
+    threads = trainer.num_threads or torch.get_num_threads()
+    return f"{_processor_name()}, {threads} {'thread' if threads == 1 else 'threads'}"
+
+
+def _processor_name() -> str:
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text(encoding="utf-8").splitlines() if listing.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 def commit() -> str:

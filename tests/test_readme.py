@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from experiments import readme_results
 from experiments.runs import CONFIGS
 from twn_lightning.checkpoints import save_bundle
 from twn_lightning.configs.load import load_config
@@ -106,3 +107,9 @@ def test_the_documents_python_runs_in_a_process_of_its_own(tiny_model: DualLoRAM
     done = subprocess.run([sys.executable, "-c", f"{use}\n{load}"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"tensor\(\[\[[^\]]+, [^\]]+, [^\]]+\]\]\)\n", done.stdout)
+
+
+def test_the_results_are_those_of_the_records() -> None:
+    if not list((ROOT / "docs" / "results" / "records").glob("*.json")):
+        pytest.skip("no records are kept here")
+    readme_results.main(["--check"])

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.command_line import new_parser, run_command
-from experiments.results_page.collection import read_collection
+from experiments.results_page.collection import read_collections
 from experiments.results_page.page import make_page
 from experiments.runs import write_atomically
 from twn_lightning.errors import DataError
@@ -71,7 +71,7 @@ def render(records: Path, *, folder: str = "results") -> tuple[str, dict[str, by
     """
     matplotlib.use("agg")
     with style.context(["default", LOOK]):
-        page = make_page(read_collection(records), folder=folder)
+        page = make_page(read_collections(records), folder=folder)
         return page.markdown(), {name: _png(figure) for name, figure in sorted(page.pictures.items())}
 
 

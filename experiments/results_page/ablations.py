@@ -7,10 +7,12 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from experiments.command_line import CONFIG
 from experiments.record import RunRecord
 from experiments.results_page import numbers
 from experiments.results_page.collection import Collection
 from experiments.results_page.words import cell, change, listed, number, percent, signed, table
+from experiments.runs import CONFIGS, STEPS
 from experiments.statistics import Interval, interval, paired_interval
 
 RIVALS = "rivals"
@@ -46,6 +48,36 @@ def compared(collection: Collection, ablation: str, modes: Sequence[str] = ("nev
             differences = {mode: numbers.difference(common, mode, base, mode, names) for mode in modes}
             found.append(Compared(variant, common, base, differences))
     return found
+
+
+def command(collection: Collection, names: Sequence[str]) -> str:
+    """What trains a group's base runs and the ablations named; a config that is called as the base run is the one that it was made with."""
+    own = f"--config {collection.name} " if collection.name != CONFIG and (CONFIGS / f"{collection.name}.yaml").is_file() else ""
+    seeds = ",".join(str(record.seed) for record in collection.base)
+    return f"python -m experiments.sweep {' '.join(names) or 'base'} {own}--run {collection.name} --seeds {seeds}"
+
+
+def base_line(collection: Collection, main: Collection) -> str:
+    """What the base run of comparisons is, where it is not the main run."""
+    names = collection.task_names()
+    parts = [
+        f"{len(names)} test tasks ({listed(names)}) with {collection.num_queries():,} queries",
+        f"{'seed' if len(collection.base) == 1 else 'seeds'} {listed(str(record.seed) for record in collection.base)}",
+    ]
+    told = {section: _told(collection, f"stages.{section}.steps") for section in dict.fromkeys(step.section for step in STEPS)}
+    steps = [f"{section} {count}" for section, count in told.items() if count]
+    parts += [f"steps: {', '.join(steps)}"] if steps else []
+    parts += [f"commit {commit}"] if (commit := _told(collection, "commit")) else []
+    said = cell("; ".join(parts))
+    return (
+        f"The base run here is **{cell(collection.name)}**: {said}. Its scores are not comparable with those of {cell(main.name)}; what is compared "
+        "here are runs on the same tasks."
+    )
+
+
+def _told(collection: Collection, key: str) -> str:
+    """What the base runs' provenance says under a key, each value once."""
+    return ", ".join(sorted({record.provenance[key] for record in collection.base if record.provenance.get(key)}))
 
 
 def ablation_lines(collection: Collection, ablation: str, rows: Sequence[Compared]) -> list[str]:
@@ -178,9 +210,7 @@ def _sentence(ablation: str, rows: Sequence[Compared]) -> str:
 
 
 def _introduction(collection: Collection, ablation: str) -> list[str]:
-    seeds = ",".join(str(record.seed) for record in collection.base)
-    command = f"`python -m experiments.sweep {ablation} --run {collection.name} --seeds {seeds}`"
-    return [f"{_question(ablation)} {command}".strip(), ""]
+    return [f"{_question(ablation)} `{command(collection, [ablation])}`".strip(), ""]
 
 
 def _module(ablation: str) -> object | None:

@@ -1,4 +1,4 @@
-"""The records of a folder, checked against each other: a base run over seeds, and the variants of each ablation over seeds."""
+"""The records of a folder, in groups that are checked in themselves: a base run over seeds, and its ablations' variants over seeds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NEEDED = ("never", "always", "auto")
 
 @dataclass(frozen=True)
 class Collection:
-    """What the page is made of.
+    """A base run and what is compared with it.
 
     Attributes:
         name: Of the base run, without its seed.
@@ -31,6 +31,10 @@ class Collection:
         """The test tasks, all or those of a kind, in the suite's order."""
         return tuple(task.name for task in self.base[0].tasks if kind in ("", task.kind)) if self.base else ()
 
+    def num_queries(self) -> int:
+        """Of the test tasks together."""
+        return sum(len(task.keys) for task in self.base[0].tasks) if self.base else 0
+
     def records(self) -> Iterator[RunRecord]:
         """Every record, the base runs first."""
         yield from self.base
@@ -45,29 +49,46 @@ class Collection:
         return common, tuple(by_seed[record.seed] for record in common)
 
 
-def read_collection(folder: Path) -> Collection:
-    """The records of a folder, ``*.json``.
+def read_collections(folder: Path) -> tuple[Collection, ...]:
+    """The records of a folder, ``*.json``, a group for each base run's name.
+
+    A base run is called ``<name>-s<seed>``, a variant's ``<name>-<ablation>-<variant>-s<seed>``.
+
+    Returns:
+        The main group first: that with most test queries, of equal ones that with most seeds; the others by name. Empty if there is no record.
 
     Raises:
-        DataError: A file is no record, contradicts itself, or was not made on the same test tasks as the others; two are of one seed of
-            one variant; or the base runs are missing or of two names.
+        DataError: A file is no record, contradicts itself, or was not made on the same test tasks as the others of its group; two are of one seed
+            of one variant; or a group has no base run.
     """
-    found = {path: read_record(path) for path in sorted(folder.glob("*.json"))}
-    if not found:
-        return Collection()
-    for path, record in found.items():
+    groups: dict[str, dict[Path, RunRecord]] = {}
+    for path in sorted(folder.glob("*.json")):
+        record = read_record(path)
         _check(record, path)
+        groups.setdefault(_base_name(record), {})[path] = record
+    made = [_collection(name, found) for name, found in sorted(groups.items())]
+    main = sorted(made, key=lambda group: (-group.num_queries(), -len(group.base), group.name))[:1]
+    return (*main, *(group for group in made if group not in main))
+
+
+def _base_name(record: RunRecord) -> str:
+    middle = f"-{record.ablation}-{record.variant}" if record.ablation else ""
+    return record.run.removesuffix(f"{middle}-s{record.seed}")
+
+
+def _collection(name: str, found: dict[Path, RunRecord]) -> Collection:
     base = {path: record for path, record in found.items() if not record.ablation}
-    names = sorted({record.run.removesuffix(f"-s{record.seed}") for record in base.values()})
-    if len(names) != 1:
-        hold = f"base runs of {len(names)} names ({', '.join(names)})" if names else "ablations, but no base run to compare them with"
-        raise DataError(f"{folder} holds {hold}: keep the records of one base run, whose 'ablation' is empty, and of its ablations.")
+    if not base:
+        raise DataError(
+            f"{next(iter(found))} belongs to an ablation of {name!r}, but there is no base run {name}-s<seed> to compare it with: keep the records "
+            "of the base run, whose 'ablation' is empty, beside those of its ablations."
+        )
     _check_same_suite(found, base)
     ablations: dict[str, dict[str, tuple[RunRecord, ...]]] = {}
     for ablation, variant in sorted({(record.ablation, record.variant) for record in found.values() if record.ablation}):
         members = {path: record for path, record in found.items() if (record.ablation, record.variant) == (ablation, variant)}
         ablations.setdefault(ablation, {})[variant] = _by_seed(members)
-    return Collection(name=names[0], base=_by_seed(base), ablations=ablations)
+    return Collection(name=name, base=_by_seed(base), ablations=ablations)
 
 
 def _by_seed(records: dict[Path, RunRecord]) -> tuple[RunRecord, ...]:

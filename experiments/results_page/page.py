@@ -71,53 +71,92 @@ class Page:
         return "\n".join(self.lines).rstrip() + "\n"
 
 
-def make_page(collection: Collection, *, folder: str = "results") -> Page:
+def make_page(groups: Sequence[Collection], *, folder: str = "results") -> Page:
     """The whole page.
 
     Args:
-        collection: The records.
+        groups: The records, the main group first.
         folder: Where the pictures will lie, as seen from the page.
     """
     page = Page(folder)
     page.add(INTRODUCTION)
-    if not collection.base:
+    if not groups:
         page.add(
             "There are no records yet. `python -m experiments.sweep queries --run mini --seeds 1,2,3 --collect` trains runs and collects theirs."
         )
         return page
-    sections: Sequence[Callable[[Page, Collection], None]] = (_runs, _claim, _tasks, _gate, _sides, _ablations, _rivals, _training, _examples)
+    main, *others = groups
+    _runs(page, main, others)
+    sections: Sequence[Callable[[Page, Collection], None]] = (_claim, _tasks, _gate, _sides)
     for section in sections:
-        section(page, collection)
+        section(page, main)
+    holders = [group for group in groups if group.ablations] or [main]
+    if holders == [main]:
+        _comparisons(page, main, holders)
+    _training(page, main)
+    if holders[0] is not main:
+        _rewards(page, main, "rewards")
+    _examples(page, main)
+    if holders != [main]:
+        _comparisons(page, main, holders)
     return page
+
+
+def _comparisons(page: Page, main: Collection, holders: Sequence[Collection]) -> None:
+    """Ablations and rivals of the groups that hold some; where none does, what is missing."""
+    for holder in holders:
+        _ablations(page, holder, main, suffix="" if holder is holders[0] else f"_{holder.name}")
+    rivals = [holder for holder in holders if ablations.RIVALS in holder.ablations] or [main]
+    for holder in rivals:
+        _rivals(page, holder, main, suffix="" if holder is rivals[0] else f"_{holder.name}")
 
 
 # --- what was run ---------------------------------------------------------------------------------------------------------------
 
 
-def _runs(page: Page, collection: Collection) -> None:
+def _runs(page: Page, collection: Collection, others: Sequence[Collection]) -> None:
     base = collection.base
-    every = list(collection.records())
     page.section("What was run")
     rows = [
         ["base run", f"{cell(collection.name)}, seeds {listed(str(record.seed) for record in base)}"],
-        ["records", f"{len(every)}: {len(base)} of the base run, {len(every) - len(base)} of {len(collection.ablations)} ablations"],
-        ["test tasks", f"{len(base[0].tasks)} with {sum(len(task.keys) for task in base[0].tasks):,} queries"],
+        ["records", _counted(collection)],
+        ["test tasks", f"{len(base[0].tasks)} with {collection.num_queries():,} queries"],
         *(
             [title, _told(collection, key)]
-            for title, key in (("commit", "commit"), ("data", "data_revision"), ("machine", "platform"), ("device", "device"))
+            for title, key in (
+                ("trained at commit", "commit.trained"),
+                ("evaluated at commit", "commit"),
+                ("data", "data_revision"),
+                ("machine", "platform"),
+                ("device", "device"),
+            )
         ),
         ["versions", _versions(collection)],
         ["parameters", _parameters(collection)],
         ["seconds of training", _seconds(collection)],
         ["gate's threshold", f"{listed(f'{number(record.threshold, 2)} (seed {record.seed})' for record in base)}, chosen on validation tasks"],
+        *(
+            [
+                "base run of comparisons",
+                f"{cell(group.name)}, seeds {listed(str(record.seed) for record in group.base)}; {len(group.task_names())} test tasks with "
+                f"{group.num_queries():,} queries; records: {_counted(group)}",
+            ]
+            for group in others
+        ),
     ]
     page.add(*table(["what", "value"], [row for row in rows if row[1]], left=2))
     if len(base) == 1:
         page.add("There is one seed, so that the intervals hold the spread over test queries alone.")
-    seeds = ",".join(str(record.seed) for record in base)
-    wanted = [name for name in collection.ablations if name.isidentifier()]
-    again = f"python -m experiments.sweep {' '.join(wanted) or 'queries'} --run {collection.name} --seeds {seeds} --collect   # trains"
-    page.add("This page from its records, and the records from nothing:", "", "```bash", "python -m experiments.results_page", again, "```")
+    again = [
+        f"{ablations.command(group, [name for name in group.ablations if name.isidentifier()])} --collect   # trains"
+        for group in (collection, *others)
+    ]
+    page.add("This page from its records, and the records from nothing:", "", "```bash", "python -m experiments.results_page", *again, "```")
+
+
+def _counted(collection: Collection) -> str:
+    num_records, num_base = len(list(collection.records())), len(collection.base)
+    return f"{num_records}: {num_base} of the base run, {num_records - num_base} of {len(collection.ablations)} ablations"
 
 
 def _told(collection: Collection, key: str) -> str:
@@ -226,34 +265,42 @@ def _sides(page: Page, collection: Collection) -> None:
         page.add("*The records were not scored with one side thinking alone.*")
 
 
-def _ablations(page: Page, collection: Collection) -> None:
-    page.section("Ablations")
-    found = {name: ablations.compared(collection, name) for name in collection.ablations if name != ablations.RIVALS}
+def _ablations(page: Page, collection: Collection, main: Collection, *, suffix: str) -> None:
+    page.section(f"Ablations of {cell(collection.name)}" if suffix else "Ablations")
+    if collection is not main:
+        page.add(ablations.base_line(collection, main))
+    found = {ablation: ablations.compared(collection, ablation) for ablation in collection.ablations if ablation != ablations.RIVALS}
     if not found:
         page.add("*The records hold no ablations.*")
     else:
         page.add("In brackets: the difference to the base runs of the same seeds, paired by query.")
-        shown: dict[str, Sequence[Compared]] = {name: rows for name, rows in found.items() if rows}
+        shown: dict[str, Sequence[Compared]] = {ablation: rows for ablation, rows in found.items() if rows}
         page.picture(
-            "ablations",
+            f"ablations{suffix}",
             pictures.forest(collection, shown),
             "Difference of every variant to the base run under auto",
             "No variant shares a seed with the base run.",
         )
-    for name, rows in found.items():
-        page.add(f"### {cell(name)}")
-        page.add(*ablations.ablation_lines(collection, name, rows))
-        if name == "dual_lora":
+    for ablation, rows in found.items():
+        page.add(f"### {cell(ablation)}")
+        page.add(*ablations.ablation_lines(collection, ablation, rows))
+        if ablation == "dual_lora":
             page.add(*ablations.dual_lora_lines(collection))
     brought = ablations.grpo_lines(collection)
     page.add("### What stage 4 brings")
     page.add(*(brought or ["*The records hold neither a variant without stage 4 nor its reward curve.*"]))
+    _rewards(page, collection, "rewards" if collection is main else f"rewards_{collection.name}")
+
+
+def _rewards(page: Page, collection: Collection, name: str) -> None:
     caption = "Parts of the reward, their sum, KL and length of thoughts over stage 4"
-    page.picture("rewards", pictures.rewards(collection), caption, "The records hold no curves of stage 4.")
+    page.picture(name, pictures.rewards(collection), caption, "The records hold no curves of stage 4.")
 
 
-def _rivals(page: Page, collection: Collection) -> None:
-    page.section("Other methods as settings")
+def _rivals(page: Page, collection: Collection, main: Collection, *, suffix: str) -> None:
+    page.section(f"Other methods as settings, beside {cell(collection.name)}" if suffix else "Other methods as settings")
+    if collection is not main:
+        page.add(ablations.base_line(collection, main))
     if ablations.RIVALS not in collection.ablations:
         page.add("*The records hold no rivals.*")
         return

@@ -1,6 +1,7 @@
 """The other commands on a tiny finished run: evaluate, gate ablation, benchmark, results in the README."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from experiments.gating import cheapest
 from experiments.runs import RunFolder
 from experiments.tracking import store_uri
 from twn_lightning.configs.run import RunConfig
-from twn_lightning.errors import ConfigError
+from twn_lightning.errors import ConfigError, DataError
 from twn_lightning.evaluation.evaluate import SweepPoint
 
 
@@ -60,17 +61,26 @@ def test_stage_1_keeps_fewer_activations_than_plain_lora(finished_run: RunConfig
     assert added_memory(finished_run, "plain", num_steps=1) >= 0
 
 
-def test_the_readme_gets_the_table(finished_run: RunConfig, arguments: list[str], tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
+def test_the_readme_gets_the_claims_of_the_records(finished_run: RunConfig, tmp_path: Path) -> None:
+    records, readme = tmp_path / "records", tmp_path / "README.md"
+    records.mkdir()
     readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
-    readme_results.main(["--readme", str(readme), *arguments])
+    given = ["--readme", str(readme), "--records", str(records)]
+    with pytest.raises(DataError, match="holds no record"):
+        readme_results.main(given)
+    shutil.copy(RunFolder(finished_run).path / "record.json", records)
+    with pytest.raises(DataError, match="are not those of"):
+        readme_results.main([*given, "--check"])
+    readme_results.main(given)
     text = readme.read_text()
-    assert text.startswith("before\n<!-- results -->\n\n| task |") or text.startswith("before\n<!-- results -->\n| task |")
+    assert text.startswith("before\n<!-- results -->\n")
+    assert "| never |" in text
     assert "old" not in text
     assert text.endswith("<!-- /results -->\nafter\n")
+    readme_results.main([*given, "--check"])
     readme.write_text("no marks")
     with pytest.raises(ConfigError, match="put the two marks"):
-        readme_results.main(["--readme", str(readme), *arguments])
+        readme_results.main(given)
 
 
 def test_the_cheapest_good_threshold_is_chosen() -> None:

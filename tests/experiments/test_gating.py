@@ -180,8 +180,8 @@ def test_a_budget_is_spent_whatever_the_number_of_queries(tiny_model: DualLoRAMo
         threshold = budget_threshold(tiny_model, tasks, budget)
         assert token_costs(test, threshold).reasoning_tokens == pytest.approx(budget, rel=0.1)
     for side in ("query", "candidate"):
-        threshold = budget_threshold(tiny_model, tasks, 4.0, think_sides=side)  # type: ignore[arg-type]
-        assert token_costs(test, threshold, think_sides=side).reasoning_tokens == pytest.approx(4.0, rel=0.1)  # type: ignore[arg-type]
+        threshold = budget_threshold(tiny_model, tasks, 4.0, think_sides=side)
+        assert token_costs(test, threshold, think_sides=side).reasoning_tokens == pytest.approx(4.0, rel=0.1)
 
 
 def test_evaluate_says_what_was_asked_and_what_was_spent(

@@ -18,7 +18,7 @@ from datamodules.mini.tasks import TASKS
 from experiments.record import Example, RunRecord, TaskRecord
 from experiments.results_page import examples, numbers, pictures, words
 from experiments.results_page.__main__ import OUT, check, main, render, write
-from experiments.results_page.collection import Collection, read_collection
+from experiments.results_page.collection import Collection, read_collections
 from experiments.results_page.page import make_page
 from twn_lightning.errors import DataError
 from twn_lightning.evaluation.figures import Band
@@ -185,8 +185,14 @@ PLAIN = small_task("Plain", "plain", never=(1.0, 0.0), always=(0.0, 0.0), auto=(
 COMPOSING = small_task("Composing", "composing", side="query", rate=1.0, never=(0.0, 0.0), always=(1.0, 1.0), auto=(1.0, 1.0))
 
 
+# Of another base run, on other queries: thinking never hurts there.
+OTHER_TASK = small_task("Plain", "plain", never=(1.0, 0.0), always=(1.0, 1.0), auto=(1.0, 1.0))
+OTHER = small_record(OTHER_TASK, run="ablation-s1", provenance={"commit": "abc", "stages.contrastive.steps": "100", "stages.grpo.steps": "30"})
+OTHER_VARIANT = small_record(OTHER_TASK, run="ablation-queries-k1-s1", ablation="queries", variant="k1")
+
+
 def text_of(*records: RunRecord) -> str:
-    return make_page(as_collection(records)).markdown()
+    return make_page([as_collection(records)]).markdown()
 
 
 def as_collection(records: Sequence[RunRecord]) -> Collection:
@@ -281,7 +287,7 @@ def test_verdict_on_budgets_counts_what_is_kept_within_a_tenth() -> None:
 
 
 def test_sections_say_in_a_line_what_the_records_lack() -> None:
-    page = make_page(as_collection([small_record(PLAIN, COMPOSING)]))
+    page = make_page([as_collection([small_record(PLAIN, COMPOSING)])])
     text = page.markdown()
     for missing in (
         "no threshold sweep", "no budgets", "no ablations", "no rivals", "no learning curves", "no curves by data source", "no examples",
@@ -290,7 +296,7 @@ def test_sections_say_in_a_line_what_the_records_lack() -> None:
         assert missing in text, missing
     assert "There is one seed" in text
     assert sorted(page.pictures) == ["gains.png", "reliability.png", "tasks.png", "trade_off.png"]
-    assert "There are no records yet." in make_page(Collection()).markdown()
+    assert "There are no records yet." in make_page([]).markdown()
 
 
 def test_ablation_table_holds_paired_differences_and_its_sentence() -> None:
@@ -395,6 +401,59 @@ def test_free_text_cannot_break_a_table() -> None:
     assert (words.number(-0.04), words.signed(0.04), words.signed(-1.25)) == ("0.0", "0.0", "−1.2")
 
 
+# --- base runs of two names ---------------------------------------------------------------------------------------------------------
+
+
+def of_other(ablation: str, variant: str, **changes: Any) -> RunRecord:
+    return dataclasses.replace(OTHER, run=f"ablation-{ablation}-{variant}-s1", ablation=ablation, variant=variant, **changes)
+
+
+def test_records_are_grouped_by_their_base_and_most_queries_come_first(tmp_path: Path) -> None:
+    own = small_record(PLAIN, COMPOSING, run="mini-queries-k1-s2", ablation="queries", variant="k1", seed=2)
+    mine = [small_record(PLAIN, COMPOSING, seed=2), small_record(PLAIN, COMPOSING), own]
+    main_group, other = read_collections(save([OTHER_VARIANT, OTHER, *mine], tmp_path))
+    assert (main_group.name, main_group.num_queries(), other.name, other.num_queries()) == ("mini", 4, "ablation", 2)
+    assert [record.run for record in main_group.records()] == ["mini-s1", "mini-s2", "mini-queries-k1-s2"]
+    assert [record.run for record in other.records()] == ["ablation-s1", "ablation-queries-k1-s1"]
+    assert read_collections(tmp_path / "nothing") == ()
+    equal = [small_record(PLAIN, run="a-s1"), *(small_record(PLAIN, run=f"b-s{seed}", seed=seed) for seed in (1, 2))]
+    assert [group.name for group in read_collections(save(equal, tmp_path / "equal"))] == ["b", "a"]  # as many queries, more seeds
+
+
+def test_claims_on_ablations_are_those_of_the_group_that_holds_them(tmp_path: Path) -> None:
+    lazy = dataclasses.replace(OTHER_TASK, values={**OTHER_TASK.values, "always": (0.0, 0.0)})
+    rewarded = {"grpo/reward": ((0, 0.25), (30, 0.5)), "cot_sft/val_token_accuracy": ((400, 0.5),)}
+    other = [
+        dataclasses.replace(OTHER, curves=rewarded),
+        of_other("stages", "without_grpo", tasks=(lazy,)),
+        of_other("dual_lora", "shared", curves={"cot_sft/val_token_accuracy": ((400, 0.25),)}),
+        of_other("rivals", "something"),
+    ]
+    records = [small_record(PLAIN, COMPOSING, curves={"grpo/reward": ((0, 7.0), (9, 8.0))}), *other]
+    page = make_page(read_collections(save(records, tmp_path)))
+    text = page.markdown()
+    titles = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert titles[:5] == ["What was run", "The claim", "Task by task", "The gate", "Which side thinks"]
+    assert titles[5:] == ["Training", "Thoughts that helped, thoughts that misled", "Ablations", "Other methods as settings"]
+    start = text.index("## Ablations")
+    claims, comparisons = text[:start], text[start:]
+    assert row(claims, "always")[1].startswith("50.0 [")  # plain 0, composing 100, of the main group
+    assert "mini, seeds 1 |" in claims
+    assert "ablation, seeds 1; 1 test tasks with 2 queries; records: 4: 1 of the base run, 3 of 3 ablations" in claims
+    assert "python -m experiments.sweep base --run mini --seeds 1 --collect" in claims
+    assert "python -m experiments.sweep dual_lora rivals stages --config ablation --run ablation --seeds 1 --collect" in claims
+    said = (
+        "**ablation**: 1 test tasks (Plain) with 2 queries; seed 1; steps: contrastive 100, grpo 30; commit abc. Its scores are not comparable with"
+    )
+    assert comparisons.count(said) == 2
+    assert "`python -m experiments.sweep stages --config ablation --run ablation --seeds 1`" in comparisons
+    assert "mean hit@1 of 1 tasks: 100.0 with stage 4, 0.0 without (variant without\\_grpo)" in comparisons
+    assert "The reward goes from 0.250 at step 0 to 0.500 at step 30." in comparisons
+    assert "above the base run none; below it shared (−12.5)." in comparisons  # (100 + 50) / 2 against (100 + 25) / 2
+    assert row(comparisons, "something-like")[1:3] == ["auto", "100.0"]
+    assert {"rewards.png", "rewards_ablation.png", "ablations.png"} <= set(page.pictures)
+
+
 # --- files ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -449,18 +508,24 @@ def test_broken_records_are_named(tmp_path: Path) -> None:
         "short": ([small_record(short)], r"mini-s1\.json: task Plain: gains, probabilities and thoughts of its 2 queries are 1, 2, 2"),
         "mode": ([small_record(no_auto)], r"mini-s1\.json: task Plain: values lack the mode 'auto'"),
         "suite": ([good, small_record(other_keys, COMPOSING, seed=2)], r"mini-s2\.json was not made on the same test queries as .*task Plain"),
-        "bases": ([good, small_record(PLAIN, COMPOSING, run="big-s1")], r"base runs of 2 names \(big, mini\)"),
-        "no base": ([small_record(PLAIN, ablation="queries", variant="k1")], "no base run"),
+        "no base": (
+            [small_record(PLAIN, ablation="queries", variant="k1", run="big-queries-k1-s1"), good],
+            "'big', but there is no base run big-s<seed>",
+        ),
+        "group": (
+            [good, OTHER, dataclasses.replace(OTHER_VARIANT, tasks=(COMPOSING,))],
+            r"k1-s1\.json was not made on .*ablation-s1\.json .*task Composing",
+        ),
         "twice": ([good, small_record(PLAIN, COMPOSING, run="mini")], "both seed 1 of the base run"),
         "empty": ([small_record()], r"mini-s1\.json holds no test task"),
     }
     for name, (records, words_of) in cases.items():
         with pytest.raises(DataError, match=words_of):
-            read_collection(save(records, tmp_path / name))
+            read_collections(save(records, tmp_path / name))
     folder = save([good], tmp_path / "json")
     (folder / "mini-s2.json").write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match=r"mini-s2\.json is not JSON"):
-        read_collection(folder)
+        read_collections(folder)
     with pytest.raises(DataError, match="There is no folder"):
         main(["--records", str(tmp_path / "nowhere")])
 

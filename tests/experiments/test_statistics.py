@@ -88,3 +88,22 @@ def test_what_cannot_be_averaged_is_refused(values: list[list[list[float]]]) -> 
 def test_a_pair_needs_the_same_queries() -> None:
     with pytest.raises(DataError, match="one has 1 seeds, 1 tasks and 2 queries, the other 1 seeds, 1 tasks and 3 queries"):
         paired_interval([[[1.0, 0.0]]], [[[1.0, 0.0, 0.0]]])
+
+
+def test_shared_draws_are_those_of_a_fresh_generator() -> None:
+    """Counts drawn anew for every interval, seeds first and then each task's queries, give the same bits; another shape between changes nothing."""
+
+    def drawn_anew(values: list[list[list[float]]]) -> Interval:
+        rng, num_seeds = np.random.default_rng(2605), len(values)
+        seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=2000)
+        total = np.zeros(2000)
+        for task in (np.array(task) for task in zip(*values, strict=True)):
+            size = task.shape[1]
+            total += ((rng.multinomial(size, np.full(size, 1 / size), size=2000) @ task.T) * seeds).sum(axis=1) / (size * num_seeds)
+        low, high = np.quantile(100 * total / len(values[0]), [0.025, 0.975])
+        return Interval(found.mean, float(low), float(high))
+
+    first, second = random_values(4, 8, 5), random_values(5, 8, 5)
+    for values in (first, random_values(6, 3, num_seeds=2), second, first):
+        found = interval(values)
+        assert found == drawn_anew(values)

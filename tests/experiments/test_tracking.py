@@ -1,14 +1,16 @@
 """What is logged can be read back from a sqlite store, and a resumed pipeline goes on in the same MLflow runs."""
 
 import dataclasses
+import platform
 from pathlib import Path
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
 from experiments.runs import CONFIGS
-from experiments.tracking import Tracking, metric_key, store_uri
+from experiments.tracking import Tracking, device_name, metric_key, store_uri
 from twn_lightning.configs.load import load_config
 from twn_lightning.configs.run import RunConfig
 from twn_lightning.errors import ConfigError
@@ -88,3 +90,19 @@ def test_a_store_that_cannot_be_opened_is_named(config: RunConfig, tmp_path: Pat
 
 def test_metric_names_are_made_acceptable() -> None:
     assert metric_key("eval/hit@1 (test)") == "eval/hit_at_1 _test_"
+
+
+def test_device_is_the_processor_with_its_threads_or_the_gpu(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def on(**changes: object) -> str:
+        return device_name(dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, **changes)))  # type: ignore[arg-type]
+
+    processor, comma, threads = on(num_threads=3).rpartition(", ")
+    assert (comma, threads) == (", ", "3 threads")
+    assert processor
+    assert platform.node() not in processor
+    assert on(num_threads=1) == f"{processor}, 1 thread"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    assert on(accelerator="gpu") == "NVIDIA H100"
+    assert on(accelerator="gpu", devices=4, num_nodes=2) == "8 × NVIDIA H100"
+    assert on(accelerator="cpu", num_threads=1) == f"{processor}, 1 thread"

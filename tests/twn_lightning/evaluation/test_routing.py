@@ -107,9 +107,9 @@ def test_where_all_or_none_think_every_draw_is_that_mode() -> None:
     task, queries, candidates = random_case()
     modes = evaluate_encoded(task, queries, candidates, threshold=0.5).modes
     for mode in ("never", "always"):
-        drawn = references(task, queries, candidates, route(queries, candidates, mode=mode, threshold=0.5), num_draws=3)["random"]  # type: ignore[arg-type]
-        assert drawn.values == modes[mode].values  # type: ignore[index]
-        assert drawn.query_tokens + drawn.candidate_tokens == modes[mode].reasoning_tokens  # type: ignore[index]
+        drawn = references(task, queries, candidates, route(queries, candidates, mode=mode, threshold=0.5), num_draws=3)["random"]
+        assert drawn.values == modes[mode].values
+        assert drawn.query_tokens + drawn.candidate_tokens == modes[mode].reasoning_tokens
 
 
 def test_a_query_with_one_candidate_is_sure() -> None:
