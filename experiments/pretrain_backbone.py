@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader, Dataset  # noqa: E402
 from transformers.modeling_outputs import BaseModelOutputWithPooling  # noqa: E402
 
 from datamodules.mini.splits import Split  # noqa: E402
-from experiments.pretrain_corpus import KINDS, SKILLS, tokenizer_corpus, visible_names  # noqa: E402
+from experiments.pretrain_corpus import KINDS, SKILLS, WORDS_ALONE, tokenizer_corpus, visible_names  # noqa: E402
 from experiments.tracking import Tracking  # noqa: E402
 from twn_lightning.batches import Inputs, Thoughts  # noqa: E402
 from twn_lightning.configs.run import RunConfig, TrackingConfig  # noqa: E402
@@ -90,7 +90,7 @@ class CaptionBatches(Dataset[CaptionBatch]):
         )
 
     def _kind(self, index: int, rng: np.random.Generator) -> str:
-        kinds = [kind for kind in KINDS if kind not in ("text", "fact") or index >= self.tower_steps]
+        kinds = [kind for kind in KINDS if kind not in WORDS_ALONE or index >= self.tower_steps]
         shares = np.array([KINDS[kind][0] for kind in kinds])
         return str(rng.choice(kinds, p=shares / shares.sum()))
 

@@ -34,11 +34,11 @@ _T = TypeVar("_T")
 INSTRUCTIONS = {
     "object": ("", "Name it."),
     "crop": ("", "Name it."),
-    "flag": ("", "Which country?", "Which capital?"),
-    "digits": ("", "Which digits?", "Which sum?"),
-    "digits_clip": ("", "Which digits?", "Which sum?"),
-    "row": ("", "What is right of the", "Find the"),
-    "order": ("", "What is after the", "Find the"),
+    "flag": ("", "Which country?"),
+    "digits": ("", "Which digits?"),
+    "digits_clip": ("", "Which digits?"),
+    "row": ("",),
+    "order": ("",),
     "motion": ("", "What happens?"),
     "page": ("",),
 }
@@ -86,19 +86,15 @@ def row_example(split: Split, rng: np.random.Generator) -> Example:
     things = _triple(split, rng)
     names = [concept.name for concept in things]
     picture = render.scene_picture(things, _augment(split, rng))
-    instruction = _pick(INSTRUCTIONS["row"], rng)
-    text = names[int(rng.integers(0, 2))] if instruction else ""
-    return Example(Item(images=(picture,), instruction=instruction, text=text), sentences.row(names), tuple(names))
+    return Example(Item(images=(picture,), instruction=_pick(INSTRUCTIONS["row"], rng)), sentences.row(names), tuple(names))
 
 
 def order_example(split: Split, rng: np.random.Generator) -> Example:
     """A clip of three objects one after another and their names in order; only triples of the split."""
     things = _triple(split, rng)
     names = [concept.name for concept in things]
-    instruction = _pick(INSTRUCTIONS["order"], rng)
-    text = names[int(rng.integers(0, 2))] if instruction else ""
     clip = render.moments_clip(things, _augment(split, rng))
-    return Example(Item(video=clip, instruction=instruction, text=text), sentences.order(names), tuple(names))
+    return Example(Item(video=clip, instruction=_pick(INSTRUCTIONS["order"], rng)), sentences.order(names), tuple(names))
 
 
 def moment_example(split: Split, rng: np.random.Generator) -> Example:
@@ -158,22 +154,48 @@ def fact_example(split: Split, rng: np.random.Generator) -> Example:
     return Example(Item(text=text), answer)
 
 
+def reason_example(split: Split, rng: np.random.Generator) -> Example:
+    """A composing task's question about something said in words, and the chain of thought that answers it."""
+    country = _pick(countries(), rng)
+    values = [int(value) for value in rng.integers(0, 10, size=2)]
+    names = [scene_concepts()[index].name for index in rng.choice(len(scene_concepts()), size=3, replace=False)]
+    position = int(rng.integers(0, 2))
+    asked, following = names[position], names[position + 1]
+    listed = f"{', '.join(names)}."
+    choices: Sequence[tuple[str, str, str]] = (
+        ("Which capital?", f"flag of {country.name}", f"{sentences.flag_of(country.name)} {sentences.capital_of(country.name, country.capital)}"),
+        ("Which capital?", country.name, sentences.capital_of(country.name, country.capital)),
+        ("Fact sheet of the country with capital", country.capital, sentences.is_capital_of(country.capital, country.name)),
+        ("Which sum?", " and ".join(str(value) for value in values), f"{sentences.digits(values)} {sentences.total(values)}"),
+        (f"{listed} What is right of the", asked, f"{sentences.row(names)} {sentences.right_of(asked, following)}"),
+        (f"{listed} What is after the", asked, f"{sentences.order(names)} {sentences.after(asked, following)}"),
+        (f"{listed} Find the", asked, f"The {asked}."),
+        ("Find the", asked, f"The {asked}."),
+    )
+    instruction, text, answer = choices[int(rng.integers(0, len(choices)))]
+    return Example(Item(text=text, instruction=instruction), answer)
+
+
 KINDS: dict[str, tuple[float, Callable[[Split, np.random.Generator], Example]]] = {
-    "object": (5.0, object_example),
-    "crop": (1.0, crop_example),
+    "object": (3.0, object_example),
+    "crop": (0.5, crop_example),
     "flag": (3.0, flag_example),
-    "digits": (2.5, digits_example),
-    "digits_clip": (1.5, digits_clip_example),
-    "row": (2.5, row_example),
-    "order": (1.5, order_example),
+    "digits": (1.5, digits_example),
+    "digits_clip": (1.0, digits_clip_example),
+    "row": (1.5, row_example),
+    "order": (1.0, order_example),
     "moment": (0.5, moment_example),
     "motion": (1.5, motion_example),
     "page": (1.5, page_example),
-    "text": (2.0, text_example),
-    "fact": (2.0, fact_example),
+    "text": (0.5, text_example),
+    "fact": (1.0, fact_example),
+    "reason": (5.0, reason_example),
 }
 """Share of the batches and maker of each kind of example."""
 
+
+WORDS_ALONE = ("text", "fact", "reason")
+"""Kinds without a picture."""
 
 SKILLS: dict[str, Callable[[Split, np.random.Generator], Example]] = {
     **{kind: make for kind, (_, make) in KINDS.items() if kind not in ("object", "flag")},

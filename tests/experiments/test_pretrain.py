@@ -17,9 +17,8 @@ from datamodules.mini.assets import STYLES, concepts, countries
 from datamodules.mini.splits import scene_concepts, triple_split
 from datamodules.mini.tasks import TASKS
 from experiments import pretrain_backbone
-from experiments.pretrain_corpus import KINDS, SKILLS, Example, fact_example, motion_example, order_example, row_example
+from experiments.pretrain_corpus import KINDS, SKILLS, WORDS_ALONE, Example, fact_example, motion_example, order_example, reason_example, row_example
 
-WORDS_ALONE = ("text", "fact")
 JOINS = ("capital", "plus", "Right of", "After the")
 """Words of every sentence that says more than what a picture shows."""
 
@@ -58,12 +57,21 @@ def test_facts_are_true_and_stand_beside_no_picture(kind: str) -> None:
     assert checked > 100
 
 
-def test_a_fact_asked_for_has_one_answer() -> None:
+@pytest.mark.parametrize("make", [fact_example, reason_example])
+def test_a_fact_asked_for_has_one_answer(make: Callable[..., Example]) -> None:
     rng = np.random.default_rng(3)
     answers: dict[str, str] = {}
     for _ in range(500):
-        item, answer, _ = fact_example("train", rng)
-        assert answers.setdefault(item.text, answer) == answer
+        item, answer, _ = make("train", rng)
+        assert answers.setdefault(f"{item.instruction} {item.text}", answer) == answer
+
+
+def test_composing_questions_are_asked_in_words_alone() -> None:
+    rng = np.random.default_rng(6)
+    asked = {kind: {KINDS[kind][1]("train", rng).item.instruction for _ in range(60)} for kind in KINDS}
+    questions = ("Which capital?", "Which sum?", "What is right of the", "What is after the")
+    for question in questions:
+        assert [kind for kind, instructions in asked.items() if any(question in instruction for instruction in instructions)] == ["reason"]
 
 
 @pytest.mark.parametrize("make", [row_example, order_example])
