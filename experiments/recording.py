@@ -70,7 +70,7 @@ def make_record(
 
 def _trained_at(folder: RunFolder) -> str:
     """The commits at which the steps were trained, each once; a run may be evaluated again at a later one."""
-    texts = [(folder.bundle(step) / "twn_config.json").read_text(encoding="utf-8") for step in STEPS]
+    texts = [(folder.bundle(step) / "twn_config.json").read_text(encoding="utf-8") for step in STEPS if folder.is_done(step)]
     found = [str(json.loads(text).get("provenance", {}).get("commit", "")) for text in texts]
     return ", ".join(dict.fromkeys(commit for commit in found if commit))
 

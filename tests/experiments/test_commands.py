@@ -75,7 +75,7 @@ def test_the_readme_gets_the_claims_of_the_records(finished_run: RunConfig, tmp_
     text = readme.read_text()
     assert text.startswith("before\n<!-- results -->\n")
     assert "| never |" in text
-    assert "old" not in text
+    assert "\nold\n" not in text
     assert text.endswith("<!-- /results -->\nafter\n")
     readme_results.main([*given, "--check"])
     readme.write_text("no marks")

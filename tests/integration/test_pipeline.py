@@ -144,7 +144,7 @@ def test_stopped_by_ctrl_c_again_and_again_from_labelling_to_the_table_it_ends_t
         (gating, "self_label", 1),
         (GateStage, "step", 2),
         (pipeline, "choose_threshold", 1),
-        (gating, "encode_items", 2),
+        (pipeline, "encode_tasks", 1),
     ]
     for place, name, number in places:
         with monkeypatch.context() as patch:
