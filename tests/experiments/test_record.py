@@ -162,8 +162,8 @@ def written(finished_run: RunConfig) -> RunRecord:
     threshold = model.gate.threshold
     results = [evaluate_encoded(each.task, each.queries, each.candidates, threshold=threshold) for each in encoded]
     report = make_report(tasks, results, {"run": finished_run.name})
-    tracking = Tracking(finished_run, folder.path)
-    record = read_record(write_record(finished_run, model, folder, tasks, encoded, report, tracking))
+    with Tracking(finished_run, folder.path).running() as tracking:
+        record = read_record(write_record(finished_run, model, folder, tasks, encoded, report, tracking))
     for task, result, row in zip(record.tasks, results, report.rows, strict=True):
         for mode in MODES:
             assert task.values[mode] == pytest.approx(result.modes[mode].values, abs=1e-5)
