@@ -73,7 +73,7 @@ class CotSftConfig:
     """Weight of InfoNCE between a generative and a discriminative side (both ways): a thinking query must find a silent candidate."""
     cot_every: int = 1
     """Steps from one on which the thoughts' cross-entropy is computed to the next. On the others the backbone runs without an autograd graph
-    (interface kv), about twice as fast: a backbone that reasons well already needs less teaching than its readers. One process only."""
+    (interface kv), which is cheaper: a backbone that reasons well already needs less teaching than its readers. One process only."""
     reasoning_learning_rate: float | None = None
     """Peak learning rate of the reasoning adapter; None: that of optim. A backbone that can describe what it sees needs little to be
     taught to reason, and a high rate makes it forget answers that the training pairs leave out."""
