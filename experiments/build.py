@@ -91,6 +91,7 @@ def build_model(config: RunConfig) -> DualLoRAModel:
         num_queries=0 if config.model.pooling == "last" else config.model.num_queries,
         interface=config.model.interface,
         gate_hidden_size=config.model.gate.hidden_size,
+        gate_reads=config.model.gate.reads,
         gate_threshold=config.model.gate.threshold,
         detach=config.model.detach,
     )

@@ -35,6 +35,7 @@ from twn_lightning.models.adapters import LoraSpec
 from twn_lightning.models.backbones import load_backbone
 from twn_lightning.models.backbones.base import Backbone, ProcessorOptions
 from twn_lightning.models.dual_lora import DualLoRAModel, Interface
+from twn_lightning.models.gate import GateReads
 
 FORMAT = 1
 ADAPTERS = ("reasoning", "embedding")
@@ -49,6 +50,7 @@ class BundleDefaults:
         backbone_path: Folder or hub name of the backbone; None if one is handed over.
         interface: What the queries read: kv or reencode.
         gate_threshold: Probability from which an input thinks.
+        gate_reads: What a gate of the backbone's width reads; one of twice that width reads both.
         detach: See `DualLoRAModel`.
         adapters: dual, or shared where the folders hold one adapter twice that thinks and embeds (only further training tells them apart).
         dtype: Of the backbone's weights.
@@ -59,6 +61,7 @@ class BundleDefaults:
     backbone_path: str | None = None
     interface: Interface = "kv"
     gate_threshold: float = 0.5
+    gate_reads: GateReads = "embedding"
     detach: bool = True
     adapters: Literal["dual", "shared"] = "dual"
     dtype: str = "float32"
@@ -140,6 +143,7 @@ def load_bundle(folder: str | Path, *, backbone: Backbone | None = None, fallbac
         num_queries=queries.shape[0],
         interface=settings.interface,
         gate_hidden_size=gate["0.weight"].shape[0],
+        gate_reads="both" if gate["0.weight"].shape[1] == 2 * backbone.hidden_size else settings.gate_reads,
         gate_threshold=settings.gate_threshold,
         detach=settings.detach,
     )
@@ -157,6 +161,11 @@ def load_bundle_into(model: DualLoRAModel, folder: str | Path) -> None:
     if (folder / CONFIG).is_file():
         config = _read_config(folder, None)
         _check_backbone(folder, config, model)
+        reads = config["gate"].get("reads", "embedding")
+        if reads != model.gate.reads:
+            raise CheckpointError(
+                f"The gate in {folder} reads {reads}, the model's {model.gate.reads}: set model.gate.reads={reads}, or train the gate again."
+            )
         model.gate.threshold = float(config["gate"]["threshold"])
         model.gate.curve = list(config["gate"]["curve"])
     for adapter in ADAPTERS:
@@ -205,7 +214,12 @@ def _description(model: DualLoRAModel, provenance: Mapping[str, str | int | floa
         "detach": model.detach,
         "adapters": "shared" if model.is_shared else "dual",
         "num_queries": model.num_queries,
-        "gate": {"hidden_size": model.gate.gate_hidden_size, "threshold": model.gate.threshold, "curve": model.gate.curve},
+        "gate": {
+            "hidden_size": model.gate.gate_hidden_size,
+            "reads": model.gate.reads,
+            "threshold": model.gate.threshold,
+            "curve": model.gate.curve,
+        },
         "processor": dataclasses.asdict(model.processor.options),
         "provenance": dict(provenance),
     }
@@ -266,6 +280,7 @@ def _settings(config: dict[str, Any], fallback: BundleDefaults | None) -> Bundle
         backbone_path=config["backbone"]["path"],
         interface=config["interface"],
         gate_threshold=float(config["gate"]["threshold"]),
+        gate_reads=config["gate"].get("reads", "embedding"),
         detach=bool(config["detach"]),
         adapters=config.get("adapters", "dual"),
         dtype=config["backbone"]["dtype"],

@@ -47,6 +47,11 @@ def pair_texts(split: Split) -> Sequence[str]:
     return [f"{left} and {right}" for left in range(10) for right in range(10)]
 
 
+def addition_query(subject: Subject, split: Split, rng: Random) -> Side:
+    """Two digits in words: which sum? Asked as of a picture of them."""
+    return Side(Item(text=" and ".join(subject), instruction="Which sum?"), sentences.total([int(value) for value in subject]))
+
+
 def total_grades(subject: Subject) -> Mapping[str, float]:
     """The sum in figures."""
     return {str(sum(int(value) for value in subject)): 1.0}

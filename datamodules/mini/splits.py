@@ -31,15 +31,15 @@ def _shares(things: Sequence[_T], *, salt: int, validation: float, test: float) 
 
 @functools.cache
 def country_split() -> dict[Split, tuple[Country, ...]]:
-    """Countries whose flag-to-capital and capital-to-page pairs belong to a split: 58 %, 12 %, 30 %."""
-    return _shares(countries(), salt=1, validation=0.12, test=0.30)
+    """Countries whose flag-to-capital and capital-to-page pairs belong to a split: 50 %, 20 %, 30 %."""
+    return _shares(countries(), salt=1, validation=0.20, test=0.30)
 
 
 @functools.cache
 def digit_pair_split() -> dict[Split, tuple[tuple[int, int], ...]]:
-    """Ordered digit pairs whose direct sum belongs to a split: 58, 12 and 30 of the 100."""
+    """Ordered digit pairs whose direct sum belongs to a split: 50, 20 and 30 of the 100."""
     pairs = [(left, right) for left in range(10) for right in range(10)]
-    return _shares(pairs, salt=2, validation=0.12, test=0.30)
+    return _shares(pairs, salt=2, validation=0.20, test=0.30)
 
 
 @functools.cache

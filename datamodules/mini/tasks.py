@@ -318,6 +318,19 @@ AUXILIARY: dict[str, MiniTask] = {
             candidate=text_candidate,
             corpus=flags.capital_names,
         ),
+        MiniTask(
+            "SumOf",
+            "image",
+            "",
+            "plain",
+            "",
+            "hit@1",
+            subjects=digits.digit_subjects(held_out=False),
+            query=digits.addition_query,
+            grades=digits.total_grades,
+            candidate=text_candidate,
+            corpus=digits.total_texts,
+        ),
     )
 }
 """Training pairs that no task asks for: facts in words, so that every answer was embedded and every fact said before a picture asks for it."""

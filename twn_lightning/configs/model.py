@@ -66,10 +66,13 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class RoutingGateConfig:
-    """The gate: a small MLP on the discriminative state."""
+    """The gate: a small MLP on what is known of an input before it thinks."""
 
     hidden_size: int = 128
     """Width of its hidden layer."""
+    reads: Literal["embedding", "prompt", "both"] = "both"
+    """embedding: the state behind the discriminative embedding (what the answer seems to be); prompt: the state of the prompt's last token (what
+    is asked); both: one after the other."""
     threshold: float = 0.5
     """An input thinks if its probability reaches this; stage 3 replaces it by the one chosen on validation pairs."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,7 @@ class EncodedItems:
         thoughts: What was written, without markers; empty for rows that did not think.
         seconds: Wall-clock time it took to encode them, that of items already known included.
         thought: Which rows thought in this pass, bool ``(N,)``.
+        state: What the gate read, ``(N, G)``, if it was to be kept.
     """
 
     discriminative: Tensor
@@ -47,6 +49,7 @@ class EncodedItems:
     thoughts: tuple[str, ...]
     seconds: float
     thought: Tensor
+    state: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.discriminative.shape[0])
@@ -89,6 +92,7 @@ def encode_items(  # noqa: PLR0913 -- every argument but three has a default
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
     known: KnownItems | None = None,
+    keep_states: bool = False,
     progress: ProgressCallback | None = None,
 ) -> EncodedItems:
     """Encodes items in batches of similar length; one prefill serves the discriminative vector, the gate and the thought.
@@ -104,6 +108,7 @@ def encode_items(  # noqa: PLR0913 -- every argument but three has a default
         device: Where to encode; the model's own by default.
         generator: For sampled decoding.
         known: Items that this model encoded before with this decoding; they are not encoded again, and those encoded now are added.
+        keep_states: Keep what the gate read; with ``known``, in every pass or in none.
         progress: Told after each batch.
 
     Raises:
@@ -121,6 +126,7 @@ def encode_items(  # noqa: PLR0913 -- every argument but three has a default
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             part = _encode_batch(model, [new[key] for key in batch], think, decoding, device, generator)
+            part = part if keep_states else dataclasses.replace(part, state=None)
             known.update({key: (part, row) for row, key in enumerate(batch)})
             if progress is not None:
                 progress(len(items) - len(order) + start + len(batch), len(items))
@@ -133,6 +139,7 @@ def encode_items(  # noqa: PLR0913 -- every argument but three has a default
         thoughts=tuple(part.thoughts[row] for part, row in rows),
         seconds=sum(part.seconds / len(part) for part, _ in dict(zip(keys, rows, strict=True)).values()),
         thought=torch.stack([part.thought[row] for part, row in rows]),
+        state=torch.stack([part.state[row] for part, row in rows if part.state is not None]) if keep_states else None,
     )
 
 
@@ -168,6 +175,7 @@ def _encode_batch(
         thoughts=tuple(texts),
         seconds=time.perf_counter() - started,
         thought=thinks,
+        state=encoded.state.float().cpu(),
     )
 
 

@@ -19,7 +19,7 @@ from twn_lightning.errors import ConfigError
 from twn_lightning.models.adapters import LoraSpec, checkpoint_context_fn, lora_layers, part_of, use_adapter
 from twn_lightning.models.backbones.base import Backbone, Processor, Prompt
 from twn_lightning.models.columns import appended, at_column, last_column, text_columns
-from twn_lightning.models.gate import RoutingGate
+from twn_lightning.models.gate import GateReads, RoutingGate
 from twn_lightning.models.generation import banned_tokens, score_thoughts, write_thoughts
 from twn_lightning.models.outputs import Decoding, Embedding, Encoded, Rollout, Supervised
 from twn_lightning.models.prefix import Prefix, detached_cache, mapped_cache, shared_cache
@@ -46,6 +46,7 @@ class DualLoRAModel(nn.Module):
         num_queries: K; 0 takes the state of the last token of prompt or thought for the embedding (VLM2Vec-V2-like).
         interface: What the queries read.
         gate_hidden_size: Width of the gate's hidden layer.
+        gate_reads: What the gate reads: see `RoutingGate`.
         gate_threshold: An input thinks from this probability on.
         detach: False lets contrastive gradients reach the reasoning adapter through `supervise` (an ablation; interface "kv" only).
 
@@ -65,6 +66,7 @@ class DualLoRAModel(nn.Module):
         num_queries: int,
         interface: Interface = "kv",
         gate_hidden_size: int = 128,
+        gate_reads: GateReads = "both",
         gate_threshold: float = 0.5,
         detach: bool = True,
     ) -> None:
@@ -100,7 +102,7 @@ class DualLoRAModel(nn.Module):
         self._lora_layers = lora_layers(backbone.model)
         table = backbone.embed_tokens(torch.arange(backbone.processor.vocabulary_size, device=backbone.model.device)).float()
         self.queries = nn.Parameter(torch.randn(num_queries, backbone.hidden_size) * table.std().cpu())
-        self.gate = RoutingGate(backbone.hidden_size, gate_hidden_size=gate_hidden_size, threshold=gate_threshold)
+        self.gate = RoutingGate(backbone.hidden_size, gate_hidden_size=gate_hidden_size, reads=gate_reads, threshold=gate_threshold)
         self.to(backbone.model.device)
         self.register_buffer("banned", banned_tokens(backbone), persistent=False)
         self._recomputes = False
@@ -236,7 +238,7 @@ class DualLoRAModel(nn.Module):
         assert prefix.thoughts is None
         start = prefix
         if prefix.prompt is not None:
-            start = replace(prefix, cache=self._cache_of(prefix.prompt, prefix.attention_mask, "reasoning"))
+            start = replace(prefix, cache=self._read_prompts(prefix.prompt, prefix.attention_mask, "reasoning")[0])
         with self._pass("reasoning", dropout=False, recompute=False):
             thoughts, log_probs, cache = write_thoughts(self.backbone, start, decoding, banned=self.banned, generator=generator)
         finished = (thoughts.token_ids == self.processor.think_close_id).any(dim=1)
@@ -269,7 +271,10 @@ class DualLoRAModel(nn.Module):
         with self._pass("embedding", dropout=self.training and torch.is_grad_enabled(), recompute=self.training and cache is None):
             hidden = self.backbone.decode_layers(columns, mask, cache)
         state = at_column(hidden, last_column(mask)).float() if readers is None else hidden[:, -readers.shape[1] :].float().mean(dim=1)
-        return Embedding(vector=functional.normalize(state, dim=-1), state=state)
+        prompt_state = prefix.prompt_state
+        if cache is None and prefix.thoughts is None:
+            prompt_state = at_column(hidden, last_column(prefix.attention_mask)).detach().float()
+        return Embedding(vector=functional.normalize(state, dim=-1), state=state, prompt_state=prompt_state)
 
     def supervise(self, inputs: Inputs, thoughts: Thoughts) -> Supervised:
         """Scores given chains of thought with gradient to the reasoning adapter, and leaves what `embed` reads: one pass serves both.
@@ -313,7 +318,7 @@ class DualLoRAModel(nn.Module):
             with self._pass(adapter, dropout=False, recompute=True):
                 hidden = self._read_together(prompt.select(rows), mask[rows], thoughts, None)
         else:
-            cache = mapped_cache(self._cache_of(prompt, mask, adapter), lambda tensor: tensor.index_select(0, rows))
+            cache = mapped_cache(self._read_prompts(prompt, mask, adapter)[0], lambda tensor: tensor.index_select(0, rows))
             with self._pass(adapter, dropout=False, recompute=False):
                 hidden = self._read_thoughts(prompt.next_position[rows], mask[rows], thoughts, cache)
         return score_thoughts(self.backbone, hidden, thoughts, banned=self.banned)[0]
@@ -332,7 +337,8 @@ class DualLoRAModel(nn.Module):
         """
         prefix = self.prefill(inputs)
         discriminative = self.embed(prefix)
-        probability = self.gate.probability(discriminative.state)
+        state = self.gate.reading(discriminative)
+        probability = self.gate.probability(state)
         thinks = {
             "never": torch.zeros_like(probability, dtype=torch.bool),
             "always": torch.ones_like(probability, dtype=torch.bool),
@@ -345,7 +351,7 @@ class DualLoRAModel(nn.Module):
             thoughts = rollout.thoughts
             generative[rows] = self.embed(rollout.prefix).vector
             num_tokens[rows] = thoughts.num_reasoning_tokens
-        return Encoded(discriminative.vector, discriminative.state, probability, thinks, generative, num_tokens, thoughts)
+        return Encoded(discriminative.vector, state, probability, thinks, generative, num_tokens, thoughts)
 
     def _targets(self, spec: LoraSpec) -> str:
         return spec.target_modules[0] if spec.is_regex else self.backbone.lora_targets(spec.target_modules)
@@ -363,8 +369,9 @@ class DualLoRAModel(nn.Module):
             return Prefix(attention_mask, prompt.next_position, prompt=prompt)
         has_gradient = self._reads_with_gradient
         with torch.set_grad_enabled(has_gradient):
-            cache = self._cache_of(prompt, attention_mask, "reasoning", dropout=has_gradient and self.training)
-        return Prefix(attention_mask, prompt.next_position, cache=cache, last=self._kept_last(prompt, attention_mask))
+            cache, state = self._read_prompts(prompt, attention_mask, "reasoning", dropout=has_gradient and self.training)
+        last = self._kept_last(prompt, attention_mask)
+        return Prefix(attention_mask, prompt.next_position, cache=cache, last=last, prompt_state=state.detach().float())
 
     def _kept_last(self, prompt: Prompt, attention_mask: Tensor) -> Tensor | None:
         return at_column(prompt.embeddings, last_column(attention_mask)) if not self.num_queries else None
@@ -376,13 +383,13 @@ class DualLoRAModel(nn.Module):
             return prefix.last
         return self.backbone.embed_tokens(at_column(prefix.thoughts.token_ids, last_column(prefix.thoughts.mask)))
 
-    def _cache_of(self, prompt: Prompt, attention_mask: Tensor, adapter: str, *, dropout: bool = False) -> DynamicCache:
-        """What an adapter leaves of the prompts."""
+    def _read_prompts(self, prompt: Prompt, attention_mask: Tensor, adapter: str, *, dropout: bool = False) -> tuple[DynamicCache, Tensor]:
+        """What an adapter leaves of the prompts, and its final hidden state of their last tokens, ``(B, H)``."""
         self.num_prompt_tokens += attention_mask.numel()
         cache = DynamicCache()
         with self._pass(adapter, dropout=dropout, recompute=False):
-            self.backbone.decode_layers(prompt, attention_mask, cache)
-        return cache
+            hidden = self.backbone.decode_layers(prompt, attention_mask, cache)
+        return cache, at_column(hidden, last_column(attention_mask))
 
     def _read_thoughts(self, next_position: Tensor, attention_mask: Tensor, thoughts: Thoughts, cache: DynamicCache) -> Tensor:
         """Hidden states of thoughts behind prompts that are in a cache, which grows, ``(B, T, H)``."""

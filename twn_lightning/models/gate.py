@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from twn_lightning.errors import ConfigError
+
+if TYPE_CHECKING:
+    from twn_lightning.models.outputs import Embedding
 
 CurvePoint: TypeAlias = Mapping[str, float]
 """What a threshold brings and costs on validation tasks.
@@ -19,6 +23,7 @@ candidate); ``reasoning_tokens`` (a query, the candidates' tokens included, each
 tasks.
 """
 BudgetSides: TypeAlias = Literal["query", "candidate", "both"]
+GateReads: TypeAlias = Literal["embedding", "prompt", "both"]
 
 
 def tokens_per_query(point: CurvePoint, *, candidates_per_query: float, sides: BudgetSides = "both") -> float:
@@ -70,11 +75,16 @@ def threshold_within(curve: Sequence[CurvePoint], cost: Callable[[CurvePoint], f
 
 
 class RoutingGate(nn.Module):
-    """A small MLP on the discriminative state.
+    """A small MLP on what is known of an input before it thinks.
+
+    The discriminative embedding's state says what the answer seems to be, the last prompt token's state what is asked: the reasoning adapter
+    is about to write its first token there. Both are there after the prefill and the embedding, so that the gate costs next to nothing.
 
     Args:
-        hidden_size: Width of the state.
+        hidden_size: H, width of a state.
         gate_hidden_size: Width of the MLP's hidden layer.
+        reads: "embedding": the state behind the discriminative embedding; "prompt": the last prompt token's state; "both": one after the
+            other, so that G = 2 H, where it is H otherwise.
         threshold: An input thinks if its probability is at least this, from 0 (always) to 1 (practically never).
 
     Attributes:
@@ -82,8 +92,10 @@ class RoutingGate(nn.Module):
         curve: Quality and cost at other thresholds (`CurvePoint`), saved beside it, so that a token budget can be asked for.
     """
 
-    def __init__(self, hidden_size: int, *, gate_hidden_size: int = 128, threshold: float = 0.5) -> None:
+    def __init__(self, hidden_size: int, *, gate_hidden_size: int = 128, reads: GateReads = "both", threshold: float = 0.5) -> None:
         super().__init__()
+        if reads not in ("embedding", "prompt", "both"):
+            raise ConfigError(f"model.gate.reads is {reads!r}; choose embedding, prompt or both.")
         if not 0.0 <= threshold <= 1.0:
             raise ConfigError(
                 f"gate.threshold is {threshold}, but it is compared with a probability: choose a value from 0 (always think) to 1 (never think)."
@@ -92,18 +104,31 @@ class RoutingGate(nn.Module):
         self.curve: list[dict[str, float]] = []
         self.hidden_size = hidden_size
         self.gate_hidden_size = gate_hidden_size
-        self.mlp = nn.Sequential(nn.Linear(hidden_size, gate_hidden_size), nn.GELU(), nn.Linear(gate_hidden_size, 1))
+        self.reads: GateReads = reads
+        self.mlp = nn.Sequential(nn.Linear(self.width, gate_hidden_size), nn.GELU(), nn.Linear(gate_hidden_size, 1))
+
+    @property
+    def width(self) -> int:
+        """G, width of what it reads."""
+        return self.hidden_size * (2 if self.reads == "both" else 1)
+
+    def reading(self, embedding: Embedding) -> Tensor:
+        """What the gate reads of discriminative embeddings, float32 ``(B, G)``, without gradient."""
+        prompt_state = embedding.prompt_state
+        assert prompt_state is not None, "the embedding is of a thought"
+        parts = {"embedding": (embedding.state,), "prompt": (prompt_state,), "both": (embedding.state, prompt_state)}[self.reads]
+        return torch.cat(parts, dim=-1).detach().float()
 
     def forward(self, state: Tensor) -> Tensor:
         """Logit of "thinking helps".
 
         Args:
-            state: Mean of the query outputs, before L2 normalisation, ``(B, H)``. No gradient flows back into it.
+            state: As `reading` gives it, ``(B, G)``; each of its parts is normalised. No gradient flows back into it.
 
         Returns:
             ``(B,)``, float32.
         """
-        centred = functional.layer_norm(state.detach().float(), (self.hidden_size,))
+        centred = functional.layer_norm(state.detach().float().unflatten(-1, (-1, self.hidden_size)), (self.hidden_size,)).flatten(-2)
         logit: Tensor = self.mlp(centred.to(next(self.mlp.parameters()).dtype)).squeeze(-1)
         return logit.float()
 

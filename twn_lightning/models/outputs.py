@@ -19,10 +19,13 @@ class Embedding:
     Attributes:
         vector: Unit rows, float32 ``(B, D)``.
         state: Mean of the query outputs (or the last token's output) after the final RMSNorm, before normalisation, float32 ``(B, H)``.
+        prompt_state: Output of the prompt's last token: under the reasoning adapter with the interface "kv", under the embedding adapter with
+            "reencode"; float32 ``(B, H)``. None after a thought, where no gate reads it.
     """
 
     vector: Tensor
     state: Tensor
+    prompt_state: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Encoded:
 
     Attributes:
         discriminative: Unit rows without reasoning, ``(B, D)``.
-        state: What the gate reads, ``(B, H)``.
+        state: What the gate reads, ``(B, G)``.
         gate_probability: That thinking helps, ``(B,)``.
         thinks: Which rows thought, bool ``(B,)``.
         generative: Unit rows after reasoning; of rows that did not think, the discriminative ones, ``(B, D)``.

@@ -30,6 +30,7 @@ class Prefix:
         prompt: Prompts as they enter the decoder; None with the interface "kv", which never enters it with them again.
         thoughts: The chains of thought, the last columns of the mask, or None.
         last: Token embedding of each prompt's last token, ``(B, H)``, where a cache is read by the last token instead of queries, or None.
+        prompt_state: Final hidden state of each prompt's last token where the reasoning adapter has read it, for the gate, ``(B, H)``, or None.
     """
 
     attention_mask: Tensor
@@ -38,6 +39,7 @@ class Prefix:
     prompt: Prompt | None = None
     thoughts: Thoughts | None = None
     last: Tensor | None = None
+    prompt_state: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.attention_mask.shape[0])
@@ -55,6 +57,7 @@ class Prefix:
             prompt=None if self.prompt is None else self.prompt.select(rows),
             thoughts=None if self.thoughts is None else self.thoughts.select(rows),
             last=None if self.last is None else self.last[rows],
+            prompt_state=None if self.prompt_state is None else self.prompt_state[rows],
         )
 
     def repeat(self, times: int) -> Prefix:

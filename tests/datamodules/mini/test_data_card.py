@@ -48,8 +48,8 @@ def test_the_splits_have_the_sizes_it_says() -> None:
     assert f"20 % ({things[1]})" in CARD
     assert f"50 % ({things[2]}) in test, in OpenMoji drawings; the OpenMoji drawings of the other {things[0]} " in CARD
     assert f"{len(concepts())} things and {len(countries())} flags" in CARD
-    assert [len(digit_pair_split()[split]) for split in SPLITS] == [58, 12, 30]
-    assert "trained for 58; 12 are validation and 30 test" in CARD
+    assert [len(digit_pair_split()[split]) for split in SPLITS] == [50, 20, 30]
+    assert "trained for 50; 20 are validation and 30 test" in CARD
 
 
 def test_the_shares_of_scenes_are_as_it_says() -> None:

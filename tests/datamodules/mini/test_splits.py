@@ -12,7 +12,7 @@ from datamodules.mini import render
 from datamodules.mini.assets import STYLES, Style, concepts, countries, digit_images
 from datamodules.mini.splits import SPLITS, Split, country_split, digit_pair_split, digit_range, drawing_split, scene_concepts, triple_split
 from datamodules.mini.suite import load_pairs, load_tasks
-from datamodules.mini.tasks import TASKS, Subject
+from datamodules.mini.tasks import AUXILIARY, TASKS, Subject
 
 FAMILIES: Mapping[str, tuple[tuple[str, ...], Callable[[Subject], object]]] = {
     "country": (("FlagCapital", "PageByCapital"), lambda subject: subject[0]),
@@ -138,12 +138,20 @@ def test_tasks_whose_subjects_are_trained_are_tested_in_the_second_style_or_othe
 
 
 def test_facts_in_words_are_training_alone_and_show_no_picture() -> None:
-    assert set(load_pairs("train")) - set(TASKS) == {"CapitalOf"}
-    assert "CapitalOf" not in load_pairs("validation")
-    assert "CapitalOf" not in {task.name for task in load_tasks("test")}
-    pair = load_pairs("train", tasks=["CapitalOf"])["CapitalOf"][0]
-    assert not pair.query.images
-    assert pair.query_cot == f"The capital of {pair.query.text} is {pair.positive.text}."
+    facts = set(load_pairs("train")) - set(TASKS)
+    assert facts == {"CapitalOf", "SumOf"}
+    assert not facts & set(load_pairs("validation"))
+    assert not facts & {task.name for task in load_tasks("test")}
+    capital, total = (load_pairs("train", tasks=[name])[name][0] for name in ("CapitalOf", "SumOf"))
+    assert not capital.query.images
+    assert not total.query.images
+    assert capital.query_cot == f"The capital of {capital.query.text} is {capital.positive.text}."
+    assert total.query_cot == f"{total.query.text.replace('and', 'plus')} is {total.positive.text}."
+
+
+@pytest.mark.parametrize(("name", "num_facts"), [("CapitalOf", 176), ("SumOf", 100)])
+def test_every_fact_is_trained_in_words(name: str, num_facts: int) -> None:
+    assert len(set(AUXILIARY[name].subjects("train"))) == num_facts
 
 
 def test_a_run_may_name_an_auxiliary_source_among_its_tasks() -> None:

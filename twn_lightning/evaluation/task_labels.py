@@ -1,0 +1,77 @@
+"""Labels for the routing gate from validation tasks: what thinking brings against the very candidates that an input has to tell apart.
+
+Within a training batch the other rows are easy to tell from the positive, and a thought seems to bring little where it decides between the
+candidates of a task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from twn_lightning.errors import DataError
+from twn_lightning.evaluation.encode import EncodedItems
+from twn_lightning.evaluation.routing import candidate_gain, query_gain
+from twn_lightning.evaluation.self_label import GateExamples, LabelSides
+from twn_lightning.evaluation.task import Query, RetrievalTask
+
+
+def half_of(task: RetrievalTask, half: Literal["labels", "threshold"]) -> RetrievalTask | None:
+    """The task with half of its queries, so that the gate's threshold is chosen on others than those it learned from.
+
+    Queries with the same best candidate (about the same subject) are in the same half, which the digest of task and candidate decides.
+
+    Args:
+        task: Any.
+        half: "labels": those the gate learns from; "threshold": the others.
+
+    Returns:
+        None where no query is left.
+    """
+    queries = [query for query in task.queries if _is_for_labels(task, query) == (half == "labels")]
+    return dataclasses.replace(task, queries=queries) if queries else None
+
+
+def label_task(task: RetrievalTask, queries: EncodedItems, candidates: EncodedItems, *, temperature: float, sides: LabelSides) -> GateExamples:
+    """The gate's examples from a task: its queries, and its candidates that some query is to find.
+
+    Args:
+        task: Whose queries and candidates were encoded, in its order.
+        queries: With ``think="always"`` and their states.
+        candidates: Likewise.
+        temperature: Divides the cosine scores, above 0.
+        sides: ``positive`` stands for the candidates.
+
+    Raises:
+        DataError: A side was encoded without thoughts or states.
+    """
+    parts: list[tuple[str, EncodedItems, Tensor, Tensor]] = []
+    if sides != "positive":
+        parts.append(("query", queries, torch.arange(len(queries)), query_gain(task, queries, candidates, temperature=temperature)))
+    if sides != "query":
+        found = candidate_gain(task, queries, candidates, temperature=temperature)
+        parts.append(("positive", candidates, found.rows, found.gain))
+    return GateExamples(
+        state=torch.cat([_states(task, items)[rows] for _, items, rows, _ in parts]),
+        gain=torch.cat([gain.float() for *_, gain in parts]),
+        gate_probability=torch.cat([items.gate_probability[rows] for _, items, rows, _ in parts]),
+        num_reasoning_tokens=torch.cat([items.num_reasoning_tokens[rows] for _, items, rows, _ in parts]),
+        side=tuple(side for side, _, rows, _ in parts for _ in range(len(rows))),
+        source=(task.name,) * sum(len(rows) for _, _, rows, _ in parts),
+        thoughts=tuple(items.thoughts[row] for _, items, rows, _ in parts for row in rows.tolist()),
+    )
+
+
+def _states(task: RetrievalTask, items: EncodedItems) -> Tensor:
+    if items.state is None:
+        raise DataError(f"Task {task.name} was encoded without the gate's states: encode it with keep_states=True.")
+    return items.state
+
+
+def _is_for_labels(task: RetrievalTask, query: Query) -> bool:
+    best = max(query.labels, key=lambda key: query.labels[key])
+    return hashlib.blake2b(f"{task.name}/{best}".encode(), digest_size=1).digest()[0] < 128
