@@ -14,15 +14,16 @@ from torch import Tensor
 from experiments.build import build_decoding, build_label_data
 from experiments.display import progress
 from experiments.runs import write_atomically
-from twn_lightning.batches import GateBatch, Item
+from twn_lightning.batches import GateBatch
 from twn_lightning.configs.run import RunConfig
+from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.encode import EncodedItems, KnownItems, encode_items
 from twn_lightning.evaluation.evaluate import SweepPoint, ThinkSides, threshold_sweep
-from twn_lightning.evaluation.self_label import GateExamples, fit_threshold, self_label
+from twn_lightning.evaluation.self_label import GateExamples, concatenate_examples, fit_threshold, self_label
 from twn_lightning.evaluation.task import RetrievalTask
+from twn_lightning.evaluation.task_labels import half_of, label_task
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.models.gate import threshold_within, tokens_per_query
-from twn_lightning.models.outputs import Decoding
 
 EXAMPLES = "gate_examples.safetensors"
 THRESHOLDS = tuple(round(step * 0.02, 2) for step in range(51))
@@ -39,22 +40,24 @@ class EncodedTask:
     candidates: EncodedItems
 
 
-def gate_examples(config: RunConfig, model: DualLoRAModel, folder: Path) -> GateBatch:
+def gate_examples(config: RunConfig, model: DualLoRAModel, folder: Path, tasks: Sequence[RetrievalTask] = ()) -> GateBatch:
     """The gate's examples, made by the model's own thoughts; read from the folder if they are there already.
 
     Args:
         config: The run's settings.
         model: Writes the thoughts.
-        folder: The step's folder; gets ``gate_examples.safetensors`` and a sample of the thoughts.
+        folder: The step's folder; gets ``gate_examples.safetensors`` and the thoughts.
+        tasks: Validation tasks, for ``stages.gate.labels=tasks``; without any, pairs are labelled.
     """
     path = folder / EXAMPLES
     if not path.is_file():
-        _store(_label(config, model), path)
+        by_tasks = bool(tasks) and config.stages.gate.labels == "tasks"
+        _store(_label_tasks(config, model, tasks) if by_tasks else _label_pairs(config, model), path)
     tensors = load_file(str(path))
     return GateBatch(state=tensors["state"], gain=tensors["gain"], num_reasoning_tokens=tensors["num_reasoning_tokens"])
 
 
-def _label(config: RunConfig, model: DualLoRAModel) -> GateExamples:
+def _label_pairs(config: RunConfig, model: DualLoRAModel) -> GateExamples:
     gate = config.stages.gate
     with progress("labelling pairs by the model's own thoughts", shown=config.trainer.progress_bar) as advance:
         return self_label(
@@ -65,6 +68,20 @@ def _label(config: RunConfig, model: DualLoRAModel) -> GateExamples:
             sides=gate.sides,
             progress=advance,
         )
+
+
+def _label_tasks(config: RunConfig, model: DualLoRAModel, tasks: Sequence[RetrievalTask]) -> GateExamples:
+    gate = config.stages.gate
+    halves = [half for half in (half_of(task, "labels") for task in tasks) if half is not None]
+    if not halves:
+        raise ConfigError(
+            f"stages.gate.labels is tasks, but the half that the gate may learn from holds no query of {', '.join(task.name for task in tasks)}: "
+            "choose more tasks, or set stages.gate.labels=pairs."
+        )
+    encoded = encode_tasks(config, model, halves, keep_states=True)
+    return concatenate_examples(
+        [label_task(each.task, each.queries, each.candidates, temperature=gate.temperature, sides=gate.sides) for each in encoded]
+    )
 
 
 def _store(examples: GateExamples, path: Path) -> None:
@@ -93,7 +110,7 @@ def choose_threshold(config: RunConfig, model: DualLoRAModel, tasks: Sequence[Re
         config: The run's settings.
         model: Gets ``gate.threshold`` and ``gate.curve``: see `twn_lightning.models.gate.CurvePoint`. Without tasks every example counts as one
             query with one candidate of the same cost.
-        tasks: Validation tasks.
+        tasks: Validation tasks; with ``stages.gate.labels=tasks`` the half that gave no examples is looked at.
         examples: Used if there are no tasks.
 
     Returns:
@@ -104,6 +121,8 @@ def choose_threshold(config: RunConfig, model: DualLoRAModel, tasks: Sequence[Re
         _choose_by_gain(model, examples)
         model.gate.threshold = model.gate.threshold if fixed is None else fixed
         return []
+    if config.stages.gate.labels == "tasks":
+        tasks = [half for half in (half_of(task, "threshold") for task in tasks) if half is not None]
     encoded = encode_tasks(config, model, tasks)
     points = mean_sweep(encoded, even_thresholds(encoded))
     model.gate.threshold = cheapest(points, tolerance=config.stages.gate.tolerance).threshold if fixed is None else fixed
@@ -217,22 +236,28 @@ def budget_threshold(model: DualLoRAModel, tasks: Sequence[RetrievalTask], budge
     return threshold_within(model.gate.curve, lambda point: tokens_per_query(point, candidates_per_query=ratio, sides=think_sides), budget=budget)
 
 
-def encode_tasks(config: RunConfig, model: DualLoRAModel, tasks: Sequence[RetrievalTask]) -> list[EncodedTask]:
-    """Encode queries and candidates once, thinking always, so that every mode and threshold can be scored."""
+def encode_tasks(config: RunConfig, model: DualLoRAModel, tasks: Sequence[RetrievalTask], *, keep_states: bool = False) -> list[EncodedTask]:
+    """Encode queries and candidates once, thinking always, so that every mode and threshold can be scored; and keep what the gate read, if asked."""
     decoding = build_decoding(config.decoding)
     encoded = []
     known: KnownItems = {}
     with progress("encoding tasks", shown=config.trainer.progress_bar) as advance:
         for number, task in enumerate(tasks):
-            queries = _encode(config, model, [query.item for query in task.queries], decoding)
-            candidates = _encode(config, model, list(task.candidates.values()), decoding, known)
+            queries, candidates = (
+                encode_items(
+                    model,
+                    items,
+                    batch_size=config.evaluation.batch_size,
+                    think="always",
+                    decoding=decoding,
+                    known=kept,
+                    keep_states=keep_states,
+                )
+                for items, kept in (([query.item for query in task.queries], None), (list(task.candidates.values()), known))
+            )
             encoded.append(EncodedTask(task, queries, candidates))
             advance(number + 1, len(tasks))
     return encoded
-
-
-def _encode(config: RunConfig, model: DualLoRAModel, items: Sequence[Item], decoding: Decoding, known: KnownItems | None = None) -> EncodedItems:
-    return encode_items(model, items, batch_size=config.evaluation.batch_size, think="always", decoding=decoding, known=known)
 
 
 def mean_sweep(encoded: Sequence[EncodedTask], thresholds: Sequence[float]) -> list[SweepPoint]:

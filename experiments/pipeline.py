@@ -40,6 +40,7 @@ from twn_lightning.distributed import rank, rank_zero_first
 from twn_lightning.evaluation.evaluate import Mode, evaluate_encoded
 from twn_lightning.evaluation.figures import quality_against_tokens
 from twn_lightning.evaluation.report import Report
+from twn_lightning.evaluation.task import RetrievalTask
 from twn_lightning.models.dual_lora import DualLoRAModel
 
 log = logging.getLogger(__name__)
@@ -227,13 +228,17 @@ def _examples(config: RunConfig, step: Step, model: DualLoRAModel, path: Path) -
         return None
     model.to(inference_device(config))
     with rank_zero_first():
-        return gate_examples(config, model, path)
+        return gate_examples(config, model, path, _gate_tasks(config))
+
+
+def _gate_tasks(config: RunConfig) -> list[RetrievalTask]:
+    """Validation tasks, whole where the gate learns from half of them."""
+    return build_tasks(config, "validation", max_queries=None if config.stages.gate.labels == "tasks" else config.evaluation.validation_queries)
 
 
 def _fit_gate(config: RunConfig, model: DualLoRAModel, examples: GateBatch, logger: TrackingLogger) -> None:
-    tasks = build_tasks(config, "validation", max_queries=config.evaluation.validation_queries)
     model.to(inference_device(config))
-    points = choose_threshold(config, model, tasks, examples)
+    points = choose_threshold(config, model, _gate_tasks(config), examples)
     log.info("gate threshold %.2f", model.gate.threshold)
     logger.log_metrics({"gate/threshold": model.gate.threshold})
     if points:

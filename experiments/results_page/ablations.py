@@ -125,6 +125,10 @@ def rival_lines(collection: Collection) -> list[str]:
     return [*lines, "", "Their settings, beside those of the base run:", "", *made_of] if made_of else lines
 
 
+NOTHING_LEFT = 0.95
+"""Mean reciprocal rank of sampled thoughts from which rank has nothing left to teach."""
+
+
 def grpo_lines(collection: Collection) -> list[str]:
     """What stage 4 brings: thoughts of the base run against those of the variant that was trained without it."""
     names = tuple(task.name for task in collection.base[0].tasks if task.metric == HIT)
@@ -142,7 +146,24 @@ def grpo_lines(collection: Collection) -> list[str]:
     if reward is not None:
         first, last = reward.mean[0], reward.mean[-1]
         lines.append(f"The reward goes from {number(first, 3)} at step {reward.x[0]:.0f} to {number(last, 3)} at step {reward.x[-1]:.0f}.")
+        lines.extend(_reward_parts(collection))
     return [" ".join(lines)] if lines else []
+
+
+def _reward_parts(collection: Collection) -> list[str]:
+    """Which parts of the reward moved, and whether the training prompts left thoughts anything to gain in rank."""
+    names = [name for name in collection.base[0].curves if name.startswith("grpo/reward_") and name.count("/") == 1]
+    curves = {name.removeprefix("grpo/reward_"): numbers.curve(collection.base, name) for name in names}
+    ends = {name: (curve.mean[0], curve.mean[-1]) for name, curve in curves.items() if curve is not None}
+    moved = ", ".join(f"{name} {number(first, 2)} → {number(last, 2)}" for name, (first, last) in ends.items())
+    lines = [f"Its parts, unweighted: {moved}."] if moved else []
+    rank = ends.get("rank", (0.0, 0.0))[0]
+    if rank >= NOTHING_LEFT:
+        lines.append(
+            f"On the training prompts the sampled thoughts' mean reciprocal rank is {number(rank, 2)} when the stage begins: almost every thought "
+            "puts the positive first there, so that the reward has hardly anything to teach about rank, and rises by its other parts."
+        )
+    return lines
 
 
 def dual_lora_lines(collection: Collection) -> list[str]:

@@ -55,7 +55,7 @@ def make_trainer() -> Callable[..., Trainer]:
 
 @pytest.fixture
 def gate_examples(tiny_model: DualLoRAModel) -> GateBatch:
-    state = torch.randn(24, tiny_model.hidden_size, generator=torch.Generator().manual_seed(0))
+    state = torch.randn(24, tiny_model.gate.width, generator=torch.Generator().manual_seed(0))
     return GateBatch(state=state, gain=state[:, 0])
 
 

@@ -26,7 +26,7 @@ from twn_lightning.stages.gate import GateStage
 
 @pytest.fixture
 def stage_and_data(tiny_model: DualLoRAModel) -> tuple[GateStage, DataLoader[GateBatch]]:
-    state = tiny_model.queries.detach().new_ones((8, tiny_model.hidden_size))
+    state = tiny_model.queries.detach().new_ones((8, tiny_model.gate.width))
     batch = GateBatch(state=state, gain=state[:, 0])
     return GateStage(tiny_model, OptimSpec(learning_rate=0.01, total_steps=3)), DataLoader([batch] * 3, batch_size=None)  # type: ignore[arg-type]
 

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,8 +52,33 @@ def test_examples_are_made_once(config: RunConfig, tiny_model: DualLoRAModel, tm
     assert len((tmp_path / "gate_examples.jsonl").read_text().splitlines()) == len(made)
 
 
+def test_labels_come_from_one_half_of_the_validation_tasks_and_the_threshold_from_the_other(
+    config: RunConfig, tiny_model: DualLoRAModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(
+        config, stages=dataclasses.replace(config.stages, gate=dataclasses.replace(config.stages.gate, labels="tasks", sides="query"))
+    )
+    seen: list[set[str]] = []
+    original = gating.encode_tasks
+
+    def encode_tasks(*args: Any, **settings: Any) -> list[EncodedTask]:
+        seen.append({query.key for task in args[2] for query in task.queries})
+        return original(*args, **settings)
+
+    monkeypatch.setattr(gating, "encode_tasks", encode_tasks)
+    tasks = build_tasks(config, "validation", max_queries=16)
+    examples = gate_examples(config, tiny_model, tmp_path, tasks)
+    assert choose_threshold(config, tiny_model, tasks, examples)
+    assert not seen[0] & seen[1]
+    assert seen[0] | seen[1] == {query.key for query in tasks[0].queries}
+    assert examples.state.shape == (len(seen[0]), tiny_model.gate.width)
+    one_query = [dataclasses.replace(tasks[0], queries=[query for query in tasks[0].queries if query.key not in seen[0]][:1])]
+    with pytest.raises(ConfigError, match="stages.gate.labels is tasks, but the half .* holds no query of DigitSum: choose more tasks"):
+        gate_examples(config, tiny_model, tmp_path / "other", one_query)
+
+
 def test_without_tasks_the_threshold_follows_the_gain(config: RunConfig, tiny_model: DualLoRAModel) -> None:
-    state = torch.randn(64, tiny_model.hidden_size, generator=torch.Generator().manual_seed(0))
+    state = torch.randn(64, tiny_model.gate.width, generator=torch.Generator().manual_seed(0))
     probability = tiny_model.gate.probability(state).detach()
     gain = torch.where(probability > probability.median(), 1.0, -1.0)
     num_tokens = torch.arange(64)
@@ -72,7 +98,7 @@ def test_without_tasks_the_threshold_follows_the_gain(config: RunConfig, tiny_mo
 def test_a_fixed_threshold_stays_and_the_curve_is_made_all_the_same(config: RunConfig, tiny_model: DualLoRAModel) -> None:
     gate = dataclasses.replace(config.stages.gate, fixed_threshold=0.37)
     fixed = dataclasses.replace(config, stages=dataclasses.replace(config.stages, gate=gate))
-    examples = GateBatch(state=torch.randn(8, tiny_model.hidden_size), gain=torch.ones(8), num_reasoning_tokens=torch.ones(8))
+    examples = GateBatch(state=torch.randn(8, tiny_model.gate.width), gain=torch.ones(8), num_reasoning_tokens=torch.ones(8))
     choose_threshold(fixed, tiny_model, [], examples)
     assert tiny_model.gate.threshold == 0.37
     assert tiny_model.gate.curve
@@ -86,7 +112,7 @@ def test_a_fixed_threshold_stays_and_the_curve_is_made_all_the_same(config: RunC
 def test_where_thinking_always_or_never_helps_the_gate_is_constant(
     config: RunConfig, tiny_model: DualLoRAModel, caplog: pytest.LogCaptureFixture, gain: float, rate: float
 ) -> None:
-    state = torch.randn(64, tiny_model.hidden_size, generator=torch.Generator().manual_seed(0))
+    state = torch.randn(64, tiny_model.gate.width, generator=torch.Generator().manual_seed(0))
     examples = GateBatch(state=state, gain=torch.full((64,), gain), num_reasoning_tokens=torch.ones(64))
     data = build_gate_data(config, examples)
     assert "batches cannot be balanced" in caplog.text

@@ -58,7 +58,7 @@ def stage_of(name: str, model: DualLoRAModel) -> StageModule:  # type: ignore[ty
 def data_of(name: str, model: DualLoRAModel) -> LightningDataModule:
     if name == "gate":
         generator = torch.Generator().manual_seed(0)
-        state, gain = torch.randn(40, model.hidden_size, generator=generator), torch.randn(40, generator=generator)
+        state, gain = torch.randn(40, model.gate.width, generator=generator), torch.randn(40, generator=generator)
         return GateDataModule(state, gain, batch_size=8, num_steps=STEPS, seed=2)
     return PairDataModule(
         [InMemorySource("sums", pairs(11))],

@@ -56,6 +56,20 @@ def test_a_loaded_bundle_is_the_saved_model(
     assert not loaded.training
 
 
+@pytest.mark.parametrize("reads", ["embedding", "prompt", "both"])
+def test_a_loaded_gate_reads_what_the_saved_one_read(
+    make_model: MakeModel, make_items: MakeItems, tmp_path: Path, tiny_backbone_path: Path, reads: str
+) -> None:
+    model = make_model(gate_reads=reads)
+    folder = save_bundle(model, tmp_path / "bundle", provenance={}, backbone_path=tiny_backbone_path)
+    loaded = load_bundle(folder)
+    assert loaded.gate.reads == reads
+    assert_same(model, loaded, make_items(3))
+    other = make_model(gate_reads="prompt" if reads == "embedding" else "embedding")
+    with pytest.raises(CheckpointError, match=f"reads {reads}, the model's {other.gate.reads}: set model.gate.reads={reads}"):
+        load_bundle_into(other, folder)
+
+
 def test_a_bundle_has_the_published_layout_and_no_pickled_objects(bundle: Path) -> None:
     assert {path.name for path in bundle.iterdir()} >= {"reasoning", "embedding", "gate_mlp.pt", "queries.pt", "twn_config.json"}
     assert (bundle / "reasoning" / "adapter_model.safetensors").is_file()

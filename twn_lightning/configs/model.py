@@ -70,9 +70,9 @@ class RoutingGateConfig:
 
     hidden_size: int = 128
     """Width of its hidden layer."""
-    reads: Literal["embedding", "prompt", "both"] = "both"
-    """embedding: the state behind the discriminative embedding (what the answer seems to be); prompt: the state of the prompt's last token (what
-    is asked); both: one after the other."""
+    reads: Literal["embedding", "prompt", "both"] = "prompt"
+    """embedding: the state behind the discriminative embedding (what the answer seems to be); prompt: the mean state of the prompt's words (what is
+    asked, and of what); both: one after the other."""
     threshold: float = 0.5
     """An input thinks if its probability reaches this; stage 3 replaces it by the one chosen on validation pairs."""
 

@@ -104,12 +104,17 @@ class GateConfig:
     """Optimiser steps; 0 leaves the stage out: the one before it hands on what it has."""
     batch_size: int = 128
     """Examples a step."""
+    labels: Literal["pairs", "tasks"] = "pairs"
+    """What is labelled. pairs: pairs of the sources, each positive among the others of its batch; tasks: half of the validation tasks' queries and
+    the candidates they are to find, each among the task's own candidates (the threshold is then chosen on the other half). Without a suite there are
+    no validation tasks, and pairs of the training split are labelled."""
     split: Literal["train", "validation"] = "train"
-    """Pairs that are labelled: those of the training split, or of the validation split (what the model does on pairs it was not trained on)."""
+    """With labels=pairs, the pairs that are labelled: those of the training split, or of the validation split (what the model does on pairs it was
+    not trained on)."""
     num_pairs: int = 1536
-    """Training pairs that are labelled, spread over the sources."""
+    """With labels=pairs, how many are labelled, spread over the sources."""
     label_batch_size: int = 64
-    """Pairs that compete when a label is made: u is the log-softmax score of the positive among them."""
+    """With labels=pairs, pairs that compete when a label is made: u is the log-softmax score of the positive among them."""
     temperature: float = 0.02
     """Divides the cosine scores in the label's softmax."""
     margin: float = 0.0

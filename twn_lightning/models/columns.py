@@ -42,6 +42,18 @@ def last_column(mask: Tensor) -> Tensor:
     return mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
 
 
+def mean_over_words(hidden: Tensor, mask: Tensor, visual_mask: Tensor | None) -> Tensor:
+    """Mean of each row's hidden states over its text tokens, float32 ``(B, H)``; a row has some, since every prompt is a turn of a chat.
+
+    Args:
+        hidden: ``(B, S, H)``.
+        mask: 1 on tokens, 0 on padding, ``(B, S)``.
+        visual_mask: Where vision tokens are, bool ``(B, S)``, or None.
+    """
+    words = mask.float() if visual_mask is None else mask * ~visual_mask
+    return torch.einsum("bsh,bs->bh", hidden.float(), words.float()) / words.sum(dim=1, keepdim=True)
+
+
 def at_column(values: Tensor, column: Tensor) -> Tensor:
     """One column of each row.
 

@@ -18,7 +18,7 @@ from twn_lightning.batches import Inputs, Thoughts
 from twn_lightning.errors import ConfigError
 from twn_lightning.models.adapters import LoraSpec, checkpoint_context_fn, lora_layers, part_of, use_adapter
 from twn_lightning.models.backbones.base import Backbone, Processor, Prompt
-from twn_lightning.models.columns import appended, at_column, last_column, text_columns
+from twn_lightning.models.columns import appended, at_column, last_column, mean_over_words, text_columns
 from twn_lightning.models.gate import GateReads, RoutingGate
 from twn_lightning.models.generation import banned_tokens, score_thoughts, write_thoughts
 from twn_lightning.models.outputs import Decoding, Embedding, Encoded, Rollout, Supervised
@@ -57,7 +57,7 @@ class DualLoRAModel(nn.Module):
     backbone: Backbone
     banned: Tensor
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but one by keyword
         self,
         backbone: Backbone,
         *,
@@ -66,7 +66,7 @@ class DualLoRAModel(nn.Module):
         num_queries: int,
         interface: Interface = "kv",
         gate_hidden_size: int = 128,
-        gate_reads: GateReads = "both",
+        gate_reads: GateReads = "prompt",
         gate_threshold: float = 0.5,
         detach: bool = True,
     ) -> None:
@@ -273,7 +273,9 @@ class DualLoRAModel(nn.Module):
         state = at_column(hidden, last_column(mask)).float() if readers is None else hidden[:, -readers.shape[1] :].float().mean(dim=1)
         prompt_state = prefix.prompt_state
         if cache is None and prefix.thoughts is None:
-            prompt_state = at_column(hidden, last_column(prefix.attention_mask)).detach().float()
+            assert prefix.prompt is not None
+            columns_read = hidden[:, : prefix.attention_mask.shape[1]].detach()
+            prompt_state = mean_over_words(columns_read, prefix.attention_mask, prefix.prompt.visual_mask)
         return Embedding(vector=functional.normalize(state, dim=-1), state=state, prompt_state=prompt_state)
 
     def supervise(self, inputs: Inputs, thoughts: Thoughts) -> Supervised:
@@ -369,9 +371,9 @@ class DualLoRAModel(nn.Module):
             return Prefix(attention_mask, prompt.next_position, prompt=prompt)
         has_gradient = self._reads_with_gradient
         with torch.set_grad_enabled(has_gradient):
-            cache, state = self._read_prompts(prompt, attention_mask, "reasoning", dropout=has_gradient and self.training)
-        last = self._kept_last(prompt, attention_mask)
-        return Prefix(attention_mask, prompt.next_position, cache=cache, last=last, prompt_state=state.detach().float())
+            cache, hidden = self._read_prompts(prompt, attention_mask, "reasoning", dropout=has_gradient and self.training)
+        state = mean_over_words(hidden.detach(), attention_mask, prompt.visual_mask)
+        return Prefix(attention_mask, prompt.next_position, cache=cache, last=self._kept_last(prompt, attention_mask), prompt_state=state)
 
     def _kept_last(self, prompt: Prompt, attention_mask: Tensor) -> Tensor | None:
         return at_column(prompt.embeddings, last_column(attention_mask)) if not self.num_queries else None
@@ -384,12 +386,12 @@ class DualLoRAModel(nn.Module):
         return self.backbone.embed_tokens(at_column(prefix.thoughts.token_ids, last_column(prefix.thoughts.mask)))
 
     def _read_prompts(self, prompt: Prompt, attention_mask: Tensor, adapter: str, *, dropout: bool = False) -> tuple[DynamicCache, Tensor]:
-        """What an adapter leaves of the prompts, and its final hidden state of their last tokens, ``(B, H)``."""
+        """What an adapter leaves of the prompts, and its final hidden states of them, ``(B, S, H)``."""
         self.num_prompt_tokens += attention_mask.numel()
         cache = DynamicCache()
         with self._pass(adapter, dropout=dropout, recompute=False):
             hidden = self.backbone.decode_layers(prompt, attention_mask, cache)
-        return cache, at_column(hidden, last_column(attention_mask))
+        return cache, hidden
 
     def _read_thoughts(self, next_position: Tensor, attention_mask: Tensor, thoughts: Thoughts, cache: DynamicCache) -> Tensor:
         """Hidden states of thoughts behind prompts that are in a cache, which grows, ``(B, T, H)``."""

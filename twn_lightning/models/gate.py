@@ -77,13 +77,13 @@ def threshold_within(curve: Sequence[CurvePoint], cost: Callable[[CurvePoint], f
 class RoutingGate(nn.Module):
     """A small MLP on what is known of an input before it thinks.
 
-    The discriminative embedding's state says what the answer seems to be, the last prompt token's state what is asked: the reasoning adapter
-    is about to write its first token there. Both are there after the prefill and the embedding, so that the gate costs next to nothing.
+    The discriminative embedding's state says what the answer seems to be and hardly what was asked; the mean state of the prompt's words says what
+    was asked, and, since words see the pictures before them, of what. Both are there after prefill and embedding: the gate costs next to nothing.
 
     Args:
         hidden_size: H, width of a state.
         gate_hidden_size: Width of the MLP's hidden layer.
-        reads: "embedding": the state behind the discriminative embedding; "prompt": the last prompt token's state; "both": one after the
+        reads: "embedding": the state behind the discriminative embedding; "prompt": the mean state of the prompt's words; "both": one after the
             other, so that G = 2 H, where it is H otherwise.
         threshold: An input thinks if its probability is at least this, from 0 (always) to 1 (practically never).
 
@@ -92,7 +92,7 @@ class RoutingGate(nn.Module):
         curve: Quality and cost at other thresholds (`CurvePoint`), saved beside it, so that a token budget can be asked for.
     """
 
-    def __init__(self, hidden_size: int, *, gate_hidden_size: int = 128, reads: GateReads = "both", threshold: float = 0.5) -> None:
+    def __init__(self, hidden_size: int, *, gate_hidden_size: int = 128, reads: GateReads = "prompt", threshold: float = 0.5) -> None:
         super().__init__()
         if reads not in ("embedding", "prompt", "both"):
             raise ConfigError(f"model.gate.reads is {reads!r}; choose embedding, prompt or both.")
@@ -128,7 +128,8 @@ class RoutingGate(nn.Module):
         Returns:
             ``(B,)``, float32.
         """
-        centred = functional.layer_norm(state.detach().float().unflatten(-1, (-1, self.hidden_size)), (self.hidden_size,)).flatten(-2)
+        parts = state.detach().float().reshape(len(state), -1, self.hidden_size)
+        centred = functional.layer_norm(parts, (self.hidden_size,)).flatten(1)
         logit: Tensor = self.mlp(centred.to(next(self.mlp.parameters()).dtype)).squeeze(-1)
         return logit.float()
 

@@ -19,8 +19,8 @@ class Embedding:
     Attributes:
         vector: Unit rows, float32 ``(B, D)``.
         state: Mean of the query outputs (or the last token's output) after the final RMSNorm, before normalisation, float32 ``(B, H)``.
-        prompt_state: Output of the prompt's last token: under the reasoning adapter with the interface "kv", under the embedding adapter with
-            "reencode"; float32 ``(B, H)``. None after a thought, where no gate reads it.
+        prompt_state: Mean of the outputs of the prompt's words (its text tokens): under the reasoning adapter with the interface "kv", under the
+            embedding adapter with "reencode"; float32 ``(B, H)``. None after a thought, where no gate reads it.
     """
 
     vector: Tensor

@@ -30,7 +30,8 @@ class Prefix:
         prompt: Prompts as they enter the decoder; None with the interface "kv", which never enters it with them again.
         thoughts: The chains of thought, the last columns of the mask, or None.
         last: Token embedding of each prompt's last token, ``(B, H)``, where a cache is read by the last token instead of queries, or None.
-        prompt_state: Final hidden state of each prompt's last token where the reasoning adapter has read it, for the gate, ``(B, H)``, or None.
+        prompt_state: Mean of the final hidden states of each prompt's words where the reasoning adapter has read it, for the gate, float32
+            ``(B, H)``, or None.
     """
 
     attention_mask: Tensor

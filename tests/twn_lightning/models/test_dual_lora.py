@@ -79,7 +79,8 @@ def test_sft_gradient_reaches_the_reasoning_adapter_only(tiny_model: DualLoRAMod
 
 def test_gate_gradient_stays_in_the_gate(tiny_model: DualLoRAModel, make_items: MakeItems) -> None:
     tiny_model.set_trainable("reasoning", "embedding", "queries", "gate")
-    torch.autograd.backward(tiny_model.gate(tiny_model.embed(tiny_model.prefill(tiny_model.processor.inputs(make_items(3)))).state).sum())
+    embedding = tiny_model.embed(tiny_model.prefill(tiny_model.processor.inputs(make_items(3))))
+    torch.autograd.backward(tiny_model.gate(tiny_model.gate.reading(embedding)).sum())
     assert with_gradient(tiny_model) <= set(tiny_model.named_part_parameters("gate"))
 
 

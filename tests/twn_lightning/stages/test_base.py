@@ -36,7 +36,7 @@ class Memory(DummyLogger):
 
 def gate_batches(model: DualLoRAModel, *, number: int = 3) -> DataLoader[GateBatch]:
     generator = torch.Generator().manual_seed(0)
-    state = torch.randn(6, model.hidden_size, generator=generator)
+    state = torch.randn(6, model.gate.width, generator=generator)
     batch = GateBatch(state=state, gain=torch.tensor([1.0, -1.0] * 3))
     return DataLoader([batch] * number, batch_size=None)  # type: ignore[arg-type]
 

@@ -10,7 +10,7 @@ OPTIM = OptimSpec(learning_rate=1e-2, total_steps=50)
 
 
 def batch(model: DualLoRAModel) -> GateBatch:
-    state = torch.randn(32, model.hidden_size, generator=torch.Generator().manual_seed(0))
+    state = torch.randn(32, model.gate.width, generator=torch.Generator().manual_seed(0))
     return GateBatch(state=state, gain=3 * state[:, 0])
 
 
@@ -31,7 +31,7 @@ def test_rates_count_labels_and_examples_that_are_kept(tiny_model: DualLoRAModel
     with torch.no_grad():
         for parameter in tiny_model.gate.mlp[2].parameters():
             parameter.fill_(0.0)  # every logit is 0: "think" for all
-    state = torch.zeros(5, tiny_model.hidden_size)
+    state = torch.zeros(5, tiny_model.gate.width)
     gain = torch.tensor([2.0, 0.3, 0.01, -1.0, -2.0])  # margin 0.5: the second is labelled 0; the third lies in the dead zone
     metrics = GateStage(tiny_model, OPTIM, margin=0.5, dead_zone=0.05).step(GateBatch(state=state, gain=gain)).metrics
     assert metrics["label_rate"].item() == pytest.approx(1 / 4)

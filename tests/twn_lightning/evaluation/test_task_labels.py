@@ -1,0 +1,78 @@
+"""What a validation task teaches the gate, and that its threshold is chosen on other queries."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from twn_lightning.batches import Item
+from twn_lightning.errors import DataError
+from twn_lightning.evaluation.encode import encode_items
+from twn_lightning.evaluation.routing import candidate_gain, query_gain
+from twn_lightning.evaluation.self_label import LabelSides
+from twn_lightning.evaluation.task import Query, RetrievalTask
+from twn_lightning.evaluation.task_labels import half_of, label_task
+from twn_lightning.models.dual_lora import DualLoRAModel
+from twn_lightning.models.outputs import Decoding
+
+
+def make_task(items: list[Item], *, num_subjects: int) -> RetrievalTask:
+    candidates = {f"c{number}": Item(text=f"candidate {number}") for number in range(num_subjects)}
+    queries = [Query(item, {f"c{number % num_subjects}": 2.0}, None, str(number)) for number, item in enumerate(items)]
+    return RetrievalTask("toy", "image", "IMG_RET", "hit@1", "global", queries, candidates, "plain")
+
+
+def test_the_halves_share_no_query_and_no_subject_and_leave_nothing_out() -> None:
+    task = make_task([Item(text=str(number)) for number in range(120)], num_subjects=40)
+    labels, threshold = half_of(task, "labels"), half_of(task, "threshold")
+    assert labels is not None
+    assert threshold is not None
+    assert {query.key for query in labels.queries} | {query.key for query in threshold.queries} == {query.key for query in task.queries}
+    subjects = [{key for query in half.queries for key in query.labels} for half in (labels, threshold)]
+    assert not subjects[0] & subjects[1]
+    assert all(len(each) > 10 for each in subjects)
+    assert labels.candidates == task.candidates
+
+
+def test_a_task_about_one_subject_is_in_one_half() -> None:
+    task = make_task([Item(text=str(number)) for number in range(3)], num_subjects=1)
+    halves = [half_of(task, "labels"), half_of(task, "threshold")]
+    assert [half for half in halves if half is not None] == [task]
+
+
+@pytest.mark.parametrize(("sides", "expected"), [("query", 5), ("positive", 3), ("both", 8)])
+def test_examples_are_the_gains_against_the_tasks_own_candidates(
+    tiny_model: DualLoRAModel, make_items: Callable[[int], list[Item]], sides: LabelSides, expected: int
+) -> None:
+    task = make_task(make_items(5), num_subjects=3)
+    task = dataclasses.replace(task, candidates={**task.candidates, "never right": Item(text="another")})
+    decoding = Decoding(max_new_tokens=4)
+    queries = encode_items(tiny_model, [query.item for query in task.queries], batch_size=3, decoding=decoding, keep_states=True)
+    candidates = encode_items(tiny_model, list(task.candidates.values()), batch_size=3, decoding=decoding, keep_states=True)
+    examples = label_task(task, queries, candidates, temperature=0.1, sides=sides)
+    assert len(examples) == expected
+    found = candidate_gain(task, queries, candidates, temperature=0.1)
+    own = {"query": query_gain(task, queries, candidates, temperature=0.1), "positive": found.gain}
+    rows = {"query": torch.arange(5), "positive": found.rows}
+    start = 0
+    for side in dict.fromkeys(examples.side):
+        part = slice(start, start + len(own[side]))
+        items = queries if side == "query" else candidates
+        assert items.state is not None
+        assert torch.allclose(examples.gain[part], own[side].float())
+        assert torch.equal(examples.state[part], items.state[rows[side]])
+        assert torch.allclose(tiny_model.gate.probability(examples.state[part]), examples.gate_probability[part], atol=1e-6)
+        assert torch.equal(examples.num_reasoning_tokens[part], items.num_reasoning_tokens[rows[side]])
+        start = part.stop
+    assert start == len(examples)
+
+
+def test_without_states_there_is_nothing_to_learn_from(tiny_model: DualLoRAModel, make_items: Callable[[int], list[Item]]) -> None:
+    task = make_task(make_items(2), num_subjects=2)
+    items = encode_items(tiny_model, [query.item for query in task.queries], batch_size=2, decoding=Decoding(max_new_tokens=2))
+    assert items.state is None
+    with pytest.raises(DataError, match="Task toy was encoded without the gate's states"):
+        label_task(task, items, items, temperature=0.1, sides="both")
