@@ -258,7 +258,7 @@ def build_stage(config: RunConfig, step: Step, model: DualLoRAModel) -> AnyStage
     if step.section == "gate":
         third = stages.gate
         optim = _optim(third.optim, third.steps)
-        return GateStage(model, optim, margin=third.margin, dead_zone=third.dead_zone, balanced=third.balanced, seed=seed)
+        return GateStage(model, optim, margin=third.margin, dead_zone=third.dead_zone, balanced=third.balanced, dropout=third.dropout, seed=seed)
     return _grpo_stage(config, model)
 
 

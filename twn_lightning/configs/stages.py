@@ -123,6 +123,8 @@ class GateConfig:
     """Examples whose gain lies closer than this to 0, in nats, are left out."""
     balanced: bool = True
     """Weight the two classes equally in the loss."""
+    dropout: float = 0.0
+    """Share of what the gate reads that is hidden from it while it trains: few labelled inputs are soon known by heart."""
     sides: Literal["query", "positive", "both"] = "both"
     """Which side of a pair gives examples."""
     tolerance: float = 0.25
@@ -140,6 +142,7 @@ class GateConfig:
         above("stages.gate.temperature", self.temperature, 0.0, "it divides the scores")
         at_least("stages.gate.tolerance", self.tolerance, 0.0, "it is a difference of scores")
         at_least("stages.gate.dead_zone", self.dead_zone, 0.0, "it is a distance in nats")
+        between("stages.gate.dropout", self.dropout, 0.0, 0.99, "it is a probability")
         if self.fixed_threshold is not None:
             between("stages.gate.fixed_threshold", self.fixed_threshold, 0.0, 1.0, "it is compared with a probability (0 always thinks, 1 never)")
 

@@ -90,6 +90,7 @@ class RoutingGate(nn.Module):
     Attributes:
         threshold: As above; chosen on held-out pairs and saved with the bundle.
         curve: Quality and cost at other thresholds (`CurvePoint`), saved beside it, so that a token budget can be asked for.
+        dropout: Share of what it reads that is hidden from it in training mode, 0 to 1; the stage that trains it sets it.
     """
 
     def __init__(self, hidden_size: int, *, gate_hidden_size: int = 128, reads: GateReads = "prompt", threshold: float = 0.5) -> None:
@@ -102,6 +103,7 @@ class RoutingGate(nn.Module):
             )
         self.threshold = threshold
         self.curve: list[dict[str, float]] = []
+        self.dropout = 0.0
         self.hidden_size = hidden_size
         self.gate_hidden_size = gate_hidden_size
         self.reads: GateReads = reads
@@ -130,7 +132,8 @@ class RoutingGate(nn.Module):
         """
         parts = state.detach().float().reshape(len(state), -1, self.hidden_size)
         centred = functional.layer_norm(parts, (self.hidden_size,)).flatten(1)
-        logit: Tensor = self.mlp(centred.to(next(self.mlp.parameters()).dtype)).squeeze(-1)
+        seen = functional.dropout(centred, self.dropout, self.training)
+        logit: Tensor = self.mlp(seen.to(next(self.mlp.parameters()).dtype)).squeeze(-1)
         return logit.float()
 
     def probability(self, state: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ class GateStage(StageModule[GateBatch]):
         margin: Label 1 (think) if the gain is above this many nats.
         dead_zone: Examples whose gain lies closer than this to 0, in nats, are left out.
         balanced: Both labels weigh the same in the loss.
+        dropout: Share of what the gate reads that is hidden from it while it trains, from 0 to less than 1.
         seed: See `StageModule`.
     """
 
@@ -26,9 +27,18 @@ class GateStage(StageModule[GateBatch]):
     trains = ("gate",)
 
     def __init__(
-        self, model: DualLoRAModel, optim: OptimSpec, *, margin: float = 0.0, dead_zone: float = 0.05, balanced: bool = True, seed: int = 0
+        self,
+        model: DualLoRAModel,
+        optim: OptimSpec,
+        *,
+        margin: float = 0.0,
+        dead_zone: float = 0.05,
+        balanced: bool = True,
+        dropout: float = 0.0,
+        seed: int = 0,
     ) -> None:
         super().__init__(model, optim, seed=seed)
+        model.gate.dropout = dropout
         self.margin = margin
         self.dead_zone = dead_zone
         self.balanced = balanced

@@ -76,3 +76,12 @@ def test_a_gate_on_the_prompt_alone_routes_the_rows_it_chose(
     routed = model.encode(inputs, think="auto", decoding=Decoding(max_new_tokens=4))
     assert routed.thinks.sum() == 3
     assert torch.allclose(routed.vector, torch.where(routed.thinks[:, None], whole.generative, whole.discriminative), atol=1e-5)
+
+
+def test_dropout_hides_what_the_gate_reads_in_training_mode_alone() -> None:
+    torch.manual_seed(0)
+    gate, state = RoutingGate(16, gate_hidden_size=8), torch.randn(5, 16)
+    whole = gate(state)
+    gate.dropout = 0.5
+    assert not torch.equal(gate(state), whole)
+    assert torch.equal(gate.eval()(state), whole)
