@@ -61,7 +61,7 @@ def test_a_missing_chain_of_thought_is_reported_before_stage_2_trains(config: Ru
 
 @pytest.mark.parametrize("balanced", [True, False])
 def test_gate_batches_are_balanced_as_set(tiny_backbone_path: Path, balanced: bool) -> None:
-    overrides = [f"backbone.path={tiny_backbone_path}", f"stages.gate.balanced={balanced}", "stages.gate.batch_size=64"]
+    overrides = [f"backbone.path={tiny_backbone_path}", f"stages.gate.balanced={balanced}", "stages.gate.batch_size=64", "stages.gate.margin=0"]
     config = load_config("mini", folder=CONFIGS, profile="smoke", overrides=overrides)
     gain = torch.where(torch.arange(400) % 10 == 0, 1.0, -1.0)
     loader = build_gate_data(config, GateBatch(state=torch.zeros(400, 4), gain=gain)).train_dataloader()
