@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from experiments.command_line import CONFIG
 from experiments.record import RunRecord
@@ -125,7 +128,7 @@ def rival_lines(collection: Collection) -> list[str]:
     return [*lines, "", "Their settings, beside those of the base run:", "", *made_of] if made_of else lines
 
 
-NOTHING_LEFT = 0.95
+NOTHING_LEFT = 0.9
 """Mean reciprocal rank of sampled thoughts from which rank has nothing left to teach."""
 
 
@@ -142,28 +145,35 @@ def grpo_lines(collection: Collection) -> list[str]:
                 f"{number(numbers.score(common, 'always', names))} without (variant {cell(variant)}); stage 4 changes it by {change(found)}"
                 f" ({'the interval excludes 0' if found.excludes_zero else 'the interval includes 0'})."
             )
-    reward = numbers.curve(collection.base, "grpo/reward")
-    if reward is not None:
-        first, last = reward.mean[0], reward.mean[-1]
-        lines.append(f"The reward goes from {number(first, 3)} at step {reward.x[0]:.0f} to {number(last, 3)} at step {reward.x[-1]:.0f}.")
-        lines.extend(_reward_parts(collection))
+    lines.extend(_reward_lines(collection))
     return [" ".join(lines)] if lines else []
 
 
-def _reward_parts(collection: Collection) -> list[str]:
-    """Which parts of the reward moved, and whether the training prompts left thoughts anything to gain in rank."""
-    names = [name for name in collection.base[0].curves if name.startswith("grpo/reward_") and name.count("/") == 1]
-    curves = {name.removeprefix("grpo/reward_"): numbers.curve(collection.base, name) for name in names}
-    ends = {name: (curve.mean[0], curve.mean[-1]) for name, curve in curves.items() if curve is not None}
-    moved = ", ".join(f"{name} {number(first, 2)} → {number(last, 2)}" for name, (first, last) in ends.items())
-    lines = [f"Its parts, unweighted: {moved}."] if moved else []
+def _reward_lines(collection: Collection) -> list[str]:
+    """How the reward and its parts moved, and whether the training prompts left thoughts anything to gain in rank."""
+    names = [name for name in collection.base[0].curves if re.fullmatch(r"grpo/reward(_\w+)?", name)]
+    curves = {name.removeprefix("grpo/reward").removeprefix("_"): numbers.curve(collection.base, name) for name in names}
+    # A batch is of one source, and sources differ more than the stage changes: thirds of the stage instead of its first and last batch.
+    ends = {name: (_third(curve.mean, 0), _third(curve.mean, -1)) for name, curve in curves.items() if curve is not None}
+    if "" not in ends:
+        return []
+    first, last = ends.pop("")
+    moved = ", ".join(f"{name} {number(before, 2)} → {number(after, 2)}" for name, (before, after) in ends.items())
+    parts = f" (its parts, unweighted: {moved})" if moved else ""
+    lines = [f"From the first third of the stage to the last, the mean reward goes from {number(first, 3)} to {number(last, 3)}{parts}."]
     rank = ends.get("rank", (0.0, 0.0))[0]
     if rank >= NOTHING_LEFT:
         lines.append(
-            f"On the training prompts the sampled thoughts' mean reciprocal rank is {number(rank, 2)} when the stage begins: almost every thought "
-            "puts the positive first there, so that the reward has hardly anything to teach about rank, and rises by its other parts."
+            f"On the training prompts the sampled thoughts' mean reciprocal rank is {number(rank, 2)} from the start: almost every thought puts the "
+            "positive first there, so that rank has hardly anything left to teach."
         )
     return lines
+
+
+def _third(values: Sequence[float], which: Literal[0, -1]) -> float:
+    """Mean of the first (0) or the last (-1) third of some values, at least one."""
+    count = max(1, len(values) // 3)
+    return math.fsum(values[:count] if which == 0 else values[-count:]) / count
 
 
 def dual_lora_lines(collection: Collection) -> list[str]:

@@ -313,10 +313,15 @@ def test_ablation_table_holds_paired_differences_and_its_sentence() -> None:
 
 def test_stage_4_is_compared_with_the_variant_that_was_trained_without_it() -> None:
     before = dataclasses.replace(COMPOSING, values={**COMPOSING.values, "always": (0.5, 0.5)})
-    rewarded = {"grpo/reward": ((0, 1.0), (60, 1.5))}
+    rewarded = {
+        "grpo/reward": tuple(zip(range(0, 60, 10), (1.0, 1.2, 9.0, 9.0, 1.5, 1.6), strict=True)),
+        "grpo/reward_rank": tuple((step, 0.96) for step in range(0, 60, 10)),
+        "grpo/reward_rank/Toy": ((0, 7.0), (50, 8.0)),
+    }
     text = text_of(small_record(PLAIN, COMPOSING, curves=rewarded), small_record(PLAIN, before, ablation="stages", variant="without_grpo"))
     assert "mean hit@1 of 2 tasks: 50.0 with stage 4, 25.0 without (variant without\\_grpo); stage 4 changes it by **+25.0" in text
-    assert "The reward goes from 1.000 at step 0 to 1.500 at step 60." in text
+    assert "the mean reward goes from 1.100 to 1.550 (its parts, unweighted: rank 0.96 → 0.96)." in text
+    assert "mean reciprocal rank is 0.96 from the start: almost every thought puts the positive first" in text
 
 
 def test_dual_lora_section_takes_the_mean_of_retrieval_and_generation() -> None:
@@ -448,7 +453,7 @@ def test_claims_on_ablations_are_those_of_the_group_that_holds_them(tmp_path: Pa
     assert comparisons.count(said) == 2
     assert "`python -m experiments.sweep stages --config ablation --run ablation --seeds 1`" in comparisons
     assert "mean hit@1 of 1 tasks: 100.0 with stage 4, 0.0 without (variant without\\_grpo)" in comparisons
-    assert "The reward goes from 0.250 at step 0 to 0.500 at step 30." in comparisons
+    assert "the mean reward goes from 0.250 to 0.500." in comparisons
     assert "above the base run none; below it shared (−12.5)." in comparisons  # (100 + 50) / 2 against (100 + 25) / 2
     assert row(comparisons, "something-like")[1:3] == ["auto", "100.0"]
     assert {"rewards.png", "rewards_ablation.png", "ablations.png"} <= set(page.pictures)
