@@ -21,8 +21,9 @@ When does thinking help an embedding? Every figure, picture and sentence below i
 
 * **Score**: 0 to 100, the mean over test tasks of each task's metric; a tie counts against the model.
 * **Think modes**: *never*, *always*: no input thinks, or all queries and candidates do. *auto*: the gate decides for each input. *oracle*: for
-  each query the better of never and always. *random*: as many inputs think as under auto, chosen at random. *confidence*: as many queries think
-  as under auto, those with the smallest margin between their two best candidates.
+  each query the better of never and always. *random*: in each task and on each of its sides, as many inputs think as under auto, chosen at random:
+  what auto has over it is what the gate knows of single inputs, beyond their task. *confidence*: in each task as many queries think as under auto,
+  those with the smallest margin between their two best candidates; candidates as under auto.
 * **Tokens a query**: reasoning tokens of all queries and candidates, each candidate once, divided by the number of queries.
 * **[low, high]**: 95 % interval of a bootstrap over seeds and test queries; differences are paired by seed and query. A difference in **bold** has
   an interval that excludes 0.
