@@ -11,7 +11,7 @@ import subprocess
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from twn_lightning.torchvision_compat import ensure_torchvision
 ensure_torchvision()  # lightning imports torchvision
 
 import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402
 from lightning.pytorch.loggers.logger import Logger  # noqa: E402
 from lightning_utilities.core.rank_zero import rank_zero_only  # noqa: E402
 
@@ -260,19 +261,27 @@ def metric_key(key: str) -> str:
     return _FORBIDDEN.sub("_", key.replace("@", "_at_"))
 
 
+def store_lock(folder: Path) -> FileLock:
+    """Held while a store in a file is opened: two runs that make its tables at the same moment break each other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / "mlflow.lock")
+
+
 def _open_store(config: RunConfig) -> tuple[MlflowClient, str]:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    uri = store_uri(config)
+    uri, folder = store_uri(config), Path(config.output_dir).resolve()
+    is_own = uri.startswith("sqlite:")
     try:
-        client = MlflowClient(tracking_uri=uri)
-        experiment = client.get_experiment_by_name(config.tracking.experiment)
-        if experiment is None:
-            location = (Path(config.output_dir).resolve() / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-            return client, str(client.create_experiment(config.tracking.experiment, artifact_location=location))
+        with store_lock(folder) if is_own else nullcontext():
+            client = MlflowClient(tracking_uri=uri)
+            experiment = client.get_experiment_by_name(config.tracking.experiment)
+            if experiment is None:
+                location = (folder / "mlartifacts").as_uri() if is_own else None
+                return client, str(client.create_experiment(config.tracking.experiment, artifact_location=location))
     except (MlflowException, OSError) as error:
         raise ConfigError(f"tracking.uri {uri!r} cannot be opened ({str(error).splitlines()[0]}): mend it, or set tracking.enabled=false.") from None
     return client, str(experiment.experiment_id)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import platform
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
 from experiments.runs import CONFIGS
-from experiments.tracking import Tracking, device_name, metric_key, store_uri
+from experiments.tracking import Tracking, device_name, metric_key, store_lock, store_uri
 from twn_lightning.configs.load import load_config
 from twn_lightning.configs.run import RunConfig
 from twn_lightning.errors import ConfigError
@@ -86,6 +87,18 @@ def test_a_store_that_cannot_be_opened_is_named(config: RunConfig, tmp_path: Pat
     bad = dataclasses.replace(config, tracking=dataclasses.replace(config.tracking, uri=f"sqlite:///{tmp_path}/file/mlflow.db"))
     with pytest.raises(ConfigError, match="tracking.uri .* cannot be opened"):
         Tracking(bad, tmp_path)
+
+
+def test_a_store_in_a_file_is_opened_by_one_run_at_a_time(config: RunConfig, tmp_path: Path) -> None:
+    opened: list[Tracking] = []
+    other = threading.Thread(target=lambda: opened.append(Tracking(config, tmp_path)))
+    with store_lock(Path(config.output_dir)):
+        other.start()
+        other.join(timeout=1.0)
+        assert not opened
+    other.join(timeout=60.0)
+    with opened[0].running():
+        assert opened[0].parent.version
 
 
 def test_metric_names_are_made_acceptable() -> None:
