@@ -36,7 +36,7 @@ from twn_lightning.stages.gate import GateStage
 
 @pytest.fixture
 def config(tiny_backbone_path: Path) -> RunConfig:
-    overrides = [f"backbone.path={tiny_backbone_path}", "data.tasks=[DigitSum]", "trainer.progress_bar=false", "stages.gate.labels=pairs"]
+    overrides = [f"backbone.path={tiny_backbone_path}", "data.tasks=[DigitSum]", "trainer.progress_bar=false"]
     return load_config("mini", folder=CONFIGS, profile="smoke", overrides=overrides)
 
 

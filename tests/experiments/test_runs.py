@@ -56,7 +56,7 @@ def test_a_recipe_is_all_that_makes_a_step_and_those_before_it(tmp_path: Path) -
     for overrides, number_equal in (
         (["name=other", "evaluation.batch_size=3", "trainer.num_threads=1"], 5),
         (["stages.grpo.steps=5"], 3),
-        (["stages.gate.tolerance=1"], 2),
+        (["stages.gate.tolerance=2"], 2),
         (["evaluation.validation_queries=9"], 0),
         (["seed=2"], 0),
         (["model.num_queries=7"], 0),

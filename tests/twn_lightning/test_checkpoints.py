@@ -107,7 +107,7 @@ def test_the_four_published_parts_load_with_settings_given_as_arguments(bundle: 
     whole = load_bundle(bundle)
     (bundle / "twn_config.json").unlink()
     options = ProcessorOptions(num_frames=4, max_thought_tokens=48)
-    fallback = BundleDefaults(backbone_path=str(tiny_backbone_path), gate_threshold=0.25, processor=options)
+    fallback = BundleDefaults(backbone_path=str(tiny_backbone_path), gate_threshold=0.25, gate_reads="prompt", processor=options)
     assert_same(whole, load_bundle(bundle, fallback=fallback), make_items(5))
     with pytest.raises(CheckpointError, match="holds no twn_config.json: say what it would"):
         load_bundle(bundle)
@@ -128,7 +128,11 @@ def test_published_parts_may_name_things_differently(bundle: Path, make_items: M
     options = ProcessorOptions(num_frames=4, max_thought_tokens=48)
     assert_same(
         whole,
-        load_bundle(bundle, backbone=load_backbone(tiny_backbone_path, options=options), fallback=BundleDefaults(gate_threshold=0.25)),
+        load_bundle(
+            bundle,
+            backbone=load_backbone(tiny_backbone_path, options=options),
+            fallback=BundleDefaults(gate_threshold=0.25, gate_reads="prompt"),
+        ),
         make_items(3),
     )
 
