@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -72,16 +74,20 @@ def _label_pairs(config: RunConfig, model: DualLoRAModel) -> GateExamples:
 
 def _label_tasks(config: RunConfig, model: DualLoRAModel, tasks: Sequence[RetrievalTask]) -> GateExamples:
     gate = config.stages.gate
-    halves = [half for half in (half_of(task, "labels") for task in tasks) if half is not None]
-    if not halves:
-        raise ConfigError(
-            f"stages.gate.labels is tasks, but the half that the gate may learn from holds no query of {', '.join(task.name for task in tasks)}: "
-            "choose more tasks, or set stages.gate.labels=pairs."
-        )
-    encoded = encode_tasks(config, model, halves, keep_states=True)
+    encoded = encode_tasks(config, model, _halves(tasks, "labels"), keep_states=True)
     return concatenate_examples(
         [label_task(each.task, each.queries, each.candidates, temperature=gate.temperature, sides=gate.sides) for each in encoded]
     )
+
+
+def _halves(tasks: Sequence[RetrievalTask], half: Literal["labels", "threshold"]) -> list[RetrievalTask]:
+    found = [part for part in (half_of(task, half) for task in tasks) if part is not None]
+    if not found:
+        raise ConfigError(
+            f"stages.gate.labels is tasks, but the half of them that is for the gate's {half} holds no query of "
+            f"{', '.join(task.name for task in tasks)}: choose more tasks, or set stages.gate.labels=pairs."
+        )
+    return found
 
 
 def _store(examples: GateExamples, path: Path) -> None:
@@ -122,7 +128,7 @@ def choose_threshold(config: RunConfig, model: DualLoRAModel, tasks: Sequence[Re
         model.gate.threshold = model.gate.threshold if fixed is None else fixed
         return []
     if config.stages.gate.labels == "tasks":
-        tasks = [half for half in (half_of(task, "threshold") for task in tasks) if half is not None]
+        tasks = _halves(tasks, "threshold")
     encoded = encode_tasks(config, model, tasks)
     points = mean_sweep(encoded, even_thresholds(encoded))
     model.gate.threshold = cheapest(points, tolerance=config.stages.gate.tolerance).threshold if fixed is None else fixed
@@ -238,23 +244,14 @@ def budget_threshold(model: DualLoRAModel, tasks: Sequence[RetrievalTask], budge
 
 def encode_tasks(config: RunConfig, model: DualLoRAModel, tasks: Sequence[RetrievalTask], *, keep_states: bool = False) -> list[EncodedTask]:
     """Encode queries and candidates once, thinking always, so that every mode and threshold can be scored; and keep what the gate read, if asked."""
-    decoding = build_decoding(config.decoding)
+    decoding, batch_size = build_decoding(config.decoding), config.evaluation.batch_size
+    encode = functools.partial(encode_items, model, batch_size=batch_size, think="always", decoding=decoding, keep_states=keep_states)
     encoded = []
     known: KnownItems = {}
     with progress("encoding tasks", shown=config.trainer.progress_bar) as advance:
         for number, task in enumerate(tasks):
-            queries, candidates = (
-                encode_items(
-                    model,
-                    items,
-                    batch_size=config.evaluation.batch_size,
-                    think="always",
-                    decoding=decoding,
-                    known=kept,
-                    keep_states=keep_states,
-                )
-                for items, kept in (([query.item for query in task.queries], None), (list(task.candidates.values()), known))
-            )
+            queries = encode([query.item for query in task.queries])
+            candidates = encode(list(task.candidates.values()), known=known)
             encoded.append(EncodedTask(task, queries, candidates))
             advance(number + 1, len(tasks))
     return encoded

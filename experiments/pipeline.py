@@ -239,7 +239,7 @@ def _gate_tasks(config: RunConfig) -> list[RetrievalTask]:
 def _fit_gate(config: RunConfig, model: DualLoRAModel, examples: GateBatch, logger: TrackingLogger) -> None:
     model.to(inference_device(config))
     points = choose_threshold(config, model, _gate_tasks(config), examples)
-    log.info("gate threshold %.2f", model.gate.threshold)
+    log.info("gate threshold %.4f", model.gate.threshold)
     logger.log_metrics({"gate/threshold": model.gate.threshold})
     if points:
         logger.log_figure("figures/quality_against_tokens.png", quality_against_tokens(points, title="validation tasks"))

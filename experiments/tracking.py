@@ -261,10 +261,11 @@ def metric_key(key: str) -> str:
     return _FORBIDDEN.sub("_", key.replace("@", "_at_"))
 
 
-def store_lock(folder: Path) -> FileLock:
-    """Held while a store in a file is opened: two runs that make its tables at the same moment break each other."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / "mlflow.lock")
+def store_lock(uri: str) -> FileLock:
+    """Held while a store in a file (``sqlite:///…``) is opened: two runs that make its tables at the same moment break each other."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(path.name + ".lock"))
 
 
 def _open_store(config: RunConfig) -> tuple[MlflowClient, str]:
@@ -273,14 +274,14 @@ def _open_store(config: RunConfig) -> tuple[MlflowClient, str]:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    uri, folder = store_uri(config), Path(config.output_dir).resolve()
-    is_own = uri.startswith("sqlite:")
+    uri = store_uri(config)
+    is_file = uri.startswith("sqlite:///")
     try:
-        with store_lock(folder) if is_own else nullcontext():
+        with store_lock(uri) if is_file else nullcontext():
             client = MlflowClient(tracking_uri=uri)
             experiment = client.get_experiment_by_name(config.tracking.experiment)
             if experiment is None:
-                location = (folder / "mlartifacts").as_uri() if is_own else None
+                location = (Path(config.output_dir).resolve() / "mlartifacts").as_uri() if is_file else None
                 return client, str(client.create_experiment(config.tracking.experiment, artifact_location=location))
     except (MlflowException, OSError) as error:
         raise ConfigError(f"tracking.uri {uri!r} cannot be opened ({str(error).splitlines()[0]}): mend it, or set tracking.enabled=false.") from None

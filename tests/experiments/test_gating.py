@@ -73,8 +73,13 @@ def test_labels_come_from_one_half_of_the_validation_tasks_and_the_threshold_fro
     assert seen[0] | seen[1] == {query.key for query in tasks[0].queries}
     assert examples.state.shape == (len(seen[0]), tiny_model.gate.width)
     one_query = [dataclasses.replace(tasks[0], queries=[query for query in tasks[0].queries if query.key not in seen[0]][:1])]
-    with pytest.raises(ConfigError, match="stages.gate.labels is tasks, but the half .* holds no query of DigitSum: choose more tasks"):
+    with pytest.raises(
+        ConfigError, match="stages.gate.labels is tasks, but the half .* for the gate's labels holds no query of DigitSum: choose more tasks"
+    ):
         gate_examples(config, tiny_model, tmp_path / "other", one_query)
+    labelled = [dataclasses.replace(tasks[0], queries=[query for query in tasks[0].queries if query.key in seen[0]])]
+    with pytest.raises(ConfigError, match="for the gate's threshold holds no query of DigitSum"):
+        choose_threshold(config, tiny_model, labelled, examples)
 
 
 def test_without_tasks_the_threshold_follows_the_gain(config: RunConfig, tiny_model: DualLoRAModel) -> None:

@@ -92,7 +92,7 @@ def test_a_store_that_cannot_be_opened_is_named(config: RunConfig, tmp_path: Pat
 def test_a_store_in_a_file_is_opened_by_one_run_at_a_time(config: RunConfig, tmp_path: Path) -> None:
     opened: list[Tracking] = []
     other = threading.Thread(target=lambda: opened.append(Tracking(config, tmp_path)))
-    with store_lock(Path(config.output_dir)):
+    with store_lock(store_uri(config)):
         other.start()
         other.join(timeout=1.0)
         assert not opened

@@ -117,7 +117,7 @@ class RoutingGate(nn.Module):
     def reading(self, embedding: Embedding) -> Tensor:
         """What the gate reads of discriminative embeddings, float32 ``(B, G)``, without gradient."""
         prompt_state = embedding.prompt_state
-        assert prompt_state is not None, "the embedding is of a thought"
+        assert prompt_state is not None, "embed what prefill gives"
         parts = {"embedding": (embedding.state,), "prompt": (prompt_state,), "both": (embedding.state, prompt_state)}[self.reads]
         return torch.cat(parts, dim=-1).detach().float()
 

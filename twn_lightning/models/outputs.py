@@ -20,7 +20,7 @@ class Embedding:
         vector: Unit rows, float32 ``(B, D)``.
         state: Mean of the query outputs (or the last token's output) after the final RMSNorm, before normalisation, float32 ``(B, H)``.
         prompt_state: Mean of the outputs of the prompt's words (its text tokens): under the reasoning adapter with the interface "kv", under the
-            embedding adapter with "reencode"; float32 ``(B, H)``. None after a thought, where no gate reads it.
+            embedding adapter with "reencode"; float32 ``(B, H)``. None where no pass read the prompts alone.
     """
 
     vector: Tensor
