@@ -2,7 +2,8 @@
 
 Two adapters with a stop-gradient between them, against what others do: the contrastive gradient reaches the reasoning adapter (attached), one
 adapter for everything (shared), and an embedder that reads the prompt and the thought anew, as after another model (two_models). Each variant
-trains all four stages: about as long as `make train`, for each seed. The one adapter has the rank of both together, and the higher learning rate.
+trains all four stages: about as long as `make train`, for each seed. The one adapter has the rank of both together, and the higher learning rate;
+detached_wide gives both to the reasoning adapter of the two, so that it tells what sharing brings from what rank and rate bring.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ SHARED = (
 )
 VARIANTS: dict[str, Sequence[str]] = {
     "detached": [],
+    "detached_wide": [option for option in SHARED if not option.startswith(("model.adapters", "model.detach"))],
     "attached": ["model.detach=false"],
     "shared": SHARED,
     "two_models": ["model.interface=reencode", "model.pooling=last"],
