@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
+_tables = tempfile.TemporaryDirectory(prefix="datasets-cache-")  # tables are turned into Arrow files, which no test leaves behind
+os.environ["HF_DATASETS_CACHE"] = _tables.name
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: OpenMP's spinning threads collapse when anything else runs
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

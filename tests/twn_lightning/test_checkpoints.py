@@ -137,6 +137,15 @@ def test_published_parts_may_name_things_differently(bundle: Path, make_items: M
     )
 
 
+def test_a_bundle_from_before_a_setting_was_there_has_its_default(bundle: Path) -> None:
+    config = json.loads((bundle / "twn_config.json").read_text())
+    for name in ("layout", "default_instruction", "max_video_pixels"):
+        del config["processor"][name]
+    (bundle / "twn_config.json").write_text(json.dumps(config))
+    options = load_bundle(bundle).processor.options
+    assert (options.layout, options.default_instruction, options.max_video_pixels) == ("user", "", None)
+
+
 def test_a_relative_backbone_path_is_found_from_the_folders_above(bundle: Path, tiny_backbone_path: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_backbone_path, tmp_path / "backbones" / "tiny")
     config = json.loads((bundle / "twn_config.json").read_text())
@@ -176,7 +185,7 @@ def edit_config(bundle: Path, **changes: object) -> None:
         (lambda bundle: torch.save({"queries": torch.zeros(3, 8)}, bundle / "queries.pt"), "is 8 wide, the backbone .* 32"),
         (
             lambda bundle: torch.save({"weight": torch.zeros(3, 8)}, bundle / "gate_mlp.pt"),
-            "must hold weight and bias of two layers; it holds weight",
+            r"must hold weight and bias of two layers .*; it holds weight \(3, 8\)",
         ),
         (lambda bundle: (bundle / "embedding" / "adapter_model.safetensors").write_bytes(b"zz"), "cannot be read"),
         (lambda bundle: (bundle / "embedding" / "adapter_config.json").write_text("{"), "is no folder of a PEFT adapter"),

@@ -29,6 +29,13 @@ class BackboneConfig:
     """Largest picture area after resizing, in pixels; None leaves it to the backbone's processor."""
     num_frames: int = 8
     """Frames taken from a video, evenly spaced."""
+    max_video_pixels: int | None = None
+    """Largest area of all frames of a video together after resizing, in pixels; None: max_pixels of each frame."""
+    layout: Literal["user", "system", "bare"] = "user"
+    """Where the instruction stands. user: before the text in the user's turn; system: in the system turn (as Qwen3-VL-Embedding is used); bare: no
+    chat template, media first, then instruction and text (as VLM2Vec-V2 is used)."""
+    default_instruction: str = ""
+    """Instruction of inputs that bring none."""
     max_prompt_tokens: int | None = None
     """A longer prompt is an error (it is never cut inside its image tokens); None for no limit."""
     max_thought_tokens: int = 256
@@ -40,6 +47,8 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         at_least("backbone.num_frames", self.num_frames, 2, "the vision tower reads frames two by two")
+        if self.max_video_pixels is not None:
+            at_least("backbone.max_video_pixels", self.max_video_pixels, 1, "it is an area")
         at_least("backbone.max_thought_tokens", self.max_thought_tokens, 3, "a thought holds two markers and some text")
 
 

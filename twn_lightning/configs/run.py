@@ -10,6 +10,7 @@ from twn_lightning.configs.model import BackboneConfig, DecodingConfig, ModelCon
 from twn_lightning.configs.stages import StagesConfig
 from twn_lightning.errors import ConfigError
 
+STAGES = ("contrastive", "cot_sft", "gate", "grpo")
 MODES = ("never", "always", "auto", "oracle")
 
 
@@ -23,19 +24,29 @@ class SourceConfig:
     """Options of this kind, e.g. {path: mine.jsonl}; checked by the source itself."""
     weight: float = 1.0
     """Share of batches relative to the other sources."""
+    stages: tuple[str, ...] = ()
+    """Stages that train on it, among contrastive, cot_sft, gate and grpo; empty for all."""
 
     def __post_init__(self) -> None:
         at_least("data.sources.weight", self.weight, 0.0, "it is a relative share of batches")
+        one_of("data.sources.stages", self.stages, STAGES)
+
+    def is_for(self, stage: str) -> bool:
+        """Whether a stage trains on it."""
+        return not self.stages or stage in self.stages
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """What is trained and evaluated on."""
 
-    suite: Literal["mini", "none"] = "mini"
-    """mini: the embedded suite of real pictures, videos and pages; none: only what data.sources names."""
+    suite: Literal["mini", "mmeb_v2", "none"] = "mini"
+    """mini: the embedded suite of real pictures, videos and pages, with pairs to train on; mmeb_v2: the 78 test tasks of MMEB-V2, under data.root;
+    none: only what data.sources names."""
+    root: str = ""
+    """With suite=mmeb_v2, the folder that holds its data sets and media; python -m experiments.check_data says what is missing in it."""
     tasks: tuple[str, ...] = ()
-    """Tasks of the suite to train and evaluate on; empty for all."""
+    """Tasks of the suite to train and evaluate on; empty for all. Of MMEB-V2 also groups of them: image, video, visdoc, IMG_CLS, …"""
     num_pairs: int = 6000
     """Training pairs of each task of the suite; each draws its subject and its pictures anew."""
     weights: dict[str, float] = field(default_factory=dict)
@@ -49,6 +60,8 @@ class DataConfig:
         for name, weight in self.weights.items():
             at_least(f"data.weights.{name}", weight, 0.0, "it is a relative share of batches")
         at_least("data.validation_batches", self.validation_batches, 0, "it counts batches")
+        if self.suite == "mmeb_v2" and not self.root:
+            raise ConfigError("data.suite is mmeb_v2, but data.root does not say where it lies: set data.root=FOLDER.")
         if self.suite == "none" and not self.sources:
             raise ConfigError(
                 "data.suite is none and data.sources is empty, so there is nothing to train on: "
@@ -64,8 +77,13 @@ class EvaluationConfig:
     """Think modes in the report: never, always, auto (the gate), oracle (the better of never and always for each query; needs labels)."""
     think_sides: Literal["both", "query", "candidate"] = "both"
     """Which side may think."""
+    profile: Literal["trained", "vlm2vec", "qwen"] = "trained"
+    """How the inputs of MMEB-V2 are shown. trained: as in training (settings of the backbone), the task's words on both sides; vlm2vec and qwen: the
+    two ways in which published scores were made (datamodules/mmeb/profiles.py)."""
     batch_size: int = 128
-    """Inputs a forward."""
+    """Inputs a forward, at most."""
+    max_batch_tokens: int | None = None
+    """Prompt tokens a forward, padding included, at most (a single longer prompt goes alone); None for no limit but batch_size."""
     max_queries: int | None = None
     """Queries of each test task; None for all."""
     validation_queries: int = 48
@@ -74,6 +92,8 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         one_of("evaluation.modes", self.modes, MODES)
         at_least("evaluation.batch_size", self.batch_size, 1, "a forward needs inputs")
+        if self.max_batch_tokens is not None:
+            at_least("evaluation.max_batch_tokens", self.max_batch_tokens, 1, "a forward needs tokens")
         at_least("evaluation.validation_queries", self.validation_queries, 1, "validation needs queries")
 
 
@@ -93,6 +113,9 @@ class TrainerConfig:
     """Arithmetic of the forward; losses are float32 in any case."""
     accumulate: int = 1
     """Batches an optimiser step (each is contrasted in itself)."""
+    max_prefill_tokens: int | None = None
+    """Prompt tokens that the frozen backbone reads at once where no gradient runs through it, padding included; a larger batch is read in pieces of
+    similar length, to the same result with less memory. None reads a batch at once."""
     clip: float = 1.0
     """Largest gradient norm; 0 for no clipping."""
     num_workers: int = 0
@@ -106,6 +129,8 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         at_least("trainer.accumulate", self.accumulate, 1, "an optimiser step needs a batch")
+        if self.max_prefill_tokens is not None:
+            at_least("trainer.max_prefill_tokens", self.max_prefill_tokens, 1, "a pass needs tokens")
         at_least("trainer.clip", self.clip, 0.0, "it is a norm (0 does not clip)")
         at_least("trainer.num_workers", self.num_workers, 0, "it counts processes")
         at_least("trainer.log_every", self.log_every, 1, "it counts steps")
@@ -131,6 +156,9 @@ class CallbacksConfig:
 
     evaluate_every: int = 0
     """Steps between two evaluations on validation tasks during a stage; 0 evaluates at each stage's end only."""
+    evaluate_tasks: tuple[str, ...] = ()
+    """With suite=mmeb_v2, tasks or groups of which evaluation.validation_queries queries each are evaluated during training; empty for none. They are
+    test tasks: watch them, but choose nothing by them."""
     evaluate_modes: tuple[str, ...] = ("never", "always")
     """Think modes of these evaluations."""
     checkpoint_every: int = 50

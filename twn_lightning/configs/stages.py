@@ -23,6 +23,8 @@ class OptimConfig:
     """Course of the learning rate after the warm-up, down to 0 at the stage's last step."""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW's decay rates of the first and second moment."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw: torch's, fused where it can be; adamw_8bit: moments in 8 bits (bitsandbytes, a GPU: the extra "gpu")."""
 
     def __post_init__(self) -> None:
         above("optim.learning_rate", self.learning_rate, 0.0, "nothing is learnt at 0")

@@ -12,7 +12,12 @@ from twn_lightning.errors import ConfigError
 if TYPE_CHECKING:
     from twn_lightning.models.backbones.base import Backbone, Family, Processor, ProcessorOptions
 
-FAMILIES = {"qwen3_vl": "twn_lightning.models.backbones.qwen3_vl"}
+FAMILIES = {
+    "qwen3_vl": "twn_lightning.models.backbones.qwen3_vl",
+    "qwen3_vl_moe": "twn_lightning.models.backbones.qwen3_vl_moe",
+    "qwen2_5_vl": "twn_lightning.models.backbones.qwen2_5_vl",
+    "qwen2_vl": "twn_lightning.models.backbones.qwen2_vl",
+}
 """`model_type` to the module with that family's `load_backbone` and `load_processor`."""
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from twn_lightning.batches import Inputs, Item, Thoughts
+from twn_lightning.errors import ConfigError
 
 ContextFn = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
 """Contexts of a checkpointed layer's forward and of its recompute, as torch.utils.checkpoint asks for them."""
@@ -23,12 +24,20 @@ class ProcessorOptions:
     Attributes:
         min_pixels: Smaller pictures are enlarged to this many pixels; None: the checkpoint's own.
         max_pixels: Larger pictures are shrunk to this many pixels; None: the checkpoint's own. Of a video: of each frame.
+        max_video_pixels: All frames of a video together are shrunk to this many pixels; None: no limit but that of each frame.
         num_frames: Frames taken from a video file, evenly spaced.
         max_prompt_tokens: A longer prompt is an error, because cutting it could cut through an image; None: no limit.
         max_thought_tokens: A longer reference chain of thought is an error.
         padding_side: Where prompts of a batch are padded; the results are the same.
-        video_timestamps: Whether each pair of frames is preceded by its time, as Qwen3-VL was trained; False saves tokens.
-        video_fps: Frames per second from which those times are reckoned.
+        video_timestamps: Whether each pair of frames is preceded by its time, as Qwen3-VL was trained; False saves tokens. Other families have no
+            such words.
+        video_fps: Frames per second from which those times are reckoned, and Qwen2.5-VL's positions in time.
+        layout: Where the instruction stands. user: before the text in the user's turn; system: alone in the system turn; bare: no chat template,
+            media first, then instruction and text, and a thought follows at once.
+        default_instruction: Of items that bring none.
+
+    Raises:
+        ConfigError: A limit below another that it must not undercut.
     """
 
     min_pixels: int | None = None
@@ -39,6 +48,18 @@ class ProcessorOptions:
     padding_side: Literal["left", "right"] = "left"
     video_timestamps: bool = True
     video_fps: float = 2.0
+    layout: Literal["user", "system", "bare"] = "user"
+    default_instruction: str = ""
+    max_video_pixels: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise ConfigError(
+                f"backbone.min_pixels is {self.min_pixels} and backbone.max_pixels {self.max_pixels}, but no picture can be larger than the one and "
+                "smaller than the other: lower min_pixels, or raise max_pixels."
+            )
+        if self.layout not in ("user", "system", "bare"):
+            raise ConfigError(f"backbone.layout is {self.layout!r}; choose user, system or bare.")
 
 
 class Processor(Protocol):
@@ -73,7 +94,7 @@ class Processor(Protocol):
         """Number of tokens that mean something; a backbone's table may be longer."""
 
     def inputs(self, items: Sequence[Item]) -> Inputs:
-        """Prompts of the items, in the chat template with the assistant's turn opened. Opens media files.
+        """Prompts of the items, laid out as the options say, with the assistant's turn opened if there are turns. Opens media files.
 
         Raises:
             DataError: An item is empty, a medium cannot be read, a text holds a marker, or a prompt is too long.
@@ -128,6 +149,9 @@ class Backbone(Protocol):
 
     path: str
     processor: Processor
+    always_run_vision: bool
+    """Whether a batch without pictures runs the vision tower too, on a small grey one whose features are thrown away. Where the tower's parameters
+    lie scattered over ranks (DeepSpeed ZeRO stage 3), a rank that leaves it out would leave the others waiting for its share."""
 
     @property
     def model(self) -> PreTrainedModel:
@@ -138,7 +162,11 @@ class Backbone(Protocol):
         """Width H of the language model."""
 
     def lora_targets(self, names: Sequence[str]) -> str:
-        """A regular expression for these projections of the language model, none of the vision tower."""
+        """A regular expression for these projections of the language model, none of the vision tower.
+
+        Raises:
+            ConfigError: The language model has no linear layer of such a name.
+        """
 
     def prompt(self, inputs: Inputs) -> Prompt:
         """Embeds text, runs the vision tower (without gradient) and lays out positions."""

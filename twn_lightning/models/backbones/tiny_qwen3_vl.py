@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from torch import nn
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2VLImageProcessor,
@@ -17,6 +16,8 @@ from transformers import (
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
+
+from twn_lightning.models.backbones.shapes import scale_to_width
 
 PATCH_SIZE = 8
 MERGE_SIZE = 2
@@ -62,21 +63,8 @@ def create_tiny_qwen3_vl(folder: Path, corpus: Iterable[str], *, vocab_size: int
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Qwen3VLForConditionalGeneration(_config(token_ids, vocab_size=vocab_size))
-        _scale_to_width(model)
+        scale_to_width(model)
         model.save_pretrained(folder)
-
-
-def _scale_to_width(model: nn.Module) -> None:
-    """Draws matrices anew with deviation 1 / sqrt(fan-in), halved where they write to the residual stream.
-
-    transformers' 0.02 suits widths of thousands; at 128 and 192 it leaves the layers nearly silent, and learning to see starts late.
-    """
-    for name, parameter in model.named_parameters():
-        if "patch_embed.proj.weight" in name:
-            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-        elif parameter.ndim == 2 and "embed" not in name and "lm_head" not in name:
-            writes = any(part in name for part in ("o_proj", "down_proj", "attn.proj", "linear_fc2"))
-            nn.init.normal_(parameter, std=(0.5 if writes else 1.0) * parameter.shape[1] ** -0.5)
 
 
 def _config(token_ids: Mapping[str, int], *, vocab_size: int) -> Qwen3VLConfig:

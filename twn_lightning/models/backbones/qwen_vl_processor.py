@@ -1,4 +1,4 @@
-"""Prompts and chains of thought for the Qwen3-VL family.
+"""Prompts and chains of thought for the Qwen-VL families.
 
 The checkpoint's own tokenizer, chat template and picture processors decide every number. They are called in parts, a group of equal
 pictures at a time, because the whole HF processor costs milliseconds a picture in bookkeeping; a test holds the result against it.
@@ -7,7 +7,7 @@ pictures at a time, because the whole HF processor costs milliseconds a picture 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoProcessor
 from transformers.image_utils import SizeDict
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
 from twn_lightning.batches import Inputs, Item, Thoughts
@@ -25,24 +26,25 @@ from twn_lightning.media import load_image, load_video
 from twn_lightning.models.backbones.base import ProcessorOptions
 
 VISION_START, VISION_END, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
-_TEXT_HERE = "\ue000"  # a private-use character: where the user's words go in the rendered chat template
+_TEXT_HERE, _INSTRUCTION_HERE = "\ue000", "\ue001"  # private-use characters: where words go in the rendered chat template
 _MARKER = re.compile(r"<\|[a-z_0-9]+\|>|</?think>|</?tool_(?:call|response)>")
 
 
-class Qwen3VLProcessor:
+class QwenVLProcessor:
     """See `Processor`.
 
     Args:
         path: Folder (or hub name) of the checkpoint.
         options: How prompts are made.
+        markers: The tokens around a chain of thought.
+        span_per_frames: Whether each pair of frames is a vision span of its own (Qwen3-VL), or a clip is one.
 
     Raises:
         ConfigError: The checkpoint lacks a token, a chat template or a picture processor.
     """
 
-    def __init__(self, path: str, options: ProcessorOptions) -> None:
+    def __init__(self, path: str, options: ProcessorOptions, *, markers: tuple[str, str], span_per_frames: bool) -> None:
         try:
             processor = AutoProcessor.from_pretrained(path)  # type: ignore[no-untyped-call]
         except (OSError, ValueError) as error:
@@ -51,14 +53,15 @@ class Qwen3VLProcessor:
         self.tokenizer = processor.tokenizer
         self._chat_template = self.tokenizer.chat_template or processor.chat_template
         self._images: Qwen2VLImageProcessor = processor.image_processor
-        self._videos: Qwen3VLVideoProcessor = processor.video_processor
+        self._videos: Qwen2VLVideoProcessor | Qwen3VLVideoProcessor = processor.video_processor
+        self._span_per_frames = span_per_frames
         if not self._chat_template:
             raise ConfigError(f"The tokenizer of {path} has no chat template, which decides how a prompt looks.")
         self._image_id, self._video_id = self._token(IMAGE), self._token(VIDEO)
-        self.think_open_id, self.think_close_id = self._token(THINK_OPEN), self._token(THINK_CLOSE)
+        self.think_open_id, self.think_close_id = (self._token(marker) for marker in markers)
         self.eos_id: int = self.tokenizer.eos_token_id
         self.pad_id: int = self.eos_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
-        self._templates: dict[tuple[int, bool], tuple[str, str]] = {}
+        self._templates: dict[tuple[int, bool, bool], tuple[str, str]] = {}
 
     @property
     def vocabulary_size(self) -> int:
@@ -147,38 +150,56 @@ class Qwen3VLProcessor:
     # Prompts
 
     def _prompt(self, item: Item, image_grids: Iterator[list[int]], video_grids: Iterator[tuple[list[int], int]]) -> str:
-        text = "\n".join(part for part in (item.instruction.strip(), item.text.strip()) if part)
-        if not text and not item.images and item.video is None:
+        instruction, text = item.instruction.strip(), item.text.strip()
+        if not instruction and not text and not item.images and item.video is None:
             raise DataError(f"An item has neither text nor image nor video: {item}.")
-        _refuse_markers(text, "text")
-        before, after = self._template(len(item.images), item.video is not None)
+        instruction = instruction or self.options.default_instruction.strip()
+        words = "\n".join(part for part in (instruction, text) if part)
+        _refuse_markers(words, "text")
+        in_system = self.options.layout == "system" and bool(instruction)
+        before, after = self._template(len(item.images), item.video is not None, in_system)
         for _ in item.images:
             before = before.replace(IMAGE, "\0" * self._merged(next(image_grids)), 1)
         if item.video is not None:
             before = self._with_frames(before, *next(video_grids))
-        return before.replace("\0", IMAGE) + text + after
+        before = before.replace("\0", IMAGE)
+        if self.options.layout == "bare":
+            return "\n".join(part for part in (before, words) if part)
+        return before.replace(_INSTRUCTION_HERE, instruction) + (text if in_system else words) + after
 
-    def _template(self, num_images: int, has_video: bool) -> tuple[str, str]:
+    def _template(self, num_images: int, has_video: bool, has_system: bool) -> tuple[str, str]:
         """The rendered chat template before and after the user's words; media keep their one placeholder each."""
-        key = (num_images, has_video)
+        key = (num_images, has_video, has_system)
         if key not in self._templates:
-            content = [{"type": "image"}] * num_images + [{"type": "video"}] * has_video + [{"type": "text", "text": _TEXT_HERE}]
-            rendered: str = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}], chat_template=self._chat_template, tokenize=False, add_generation_prompt=True
-            )
-            parts = rendered.split(_TEXT_HERE)
-            if len(parts) != 2 or parts[0].count(IMAGE) != num_images or parts[0].count(VIDEO) != int(has_video):
-                raise ConfigError(
-                    "The tokenizer's chat template must render each image, then the video, then the text of the user's turn, each once."
-                )
-            self._templates[key] = (parts[0], parts[1])
+            self._templates[key] = self._bare(*key[:2]) if self.options.layout == "bare" else self._rendered(*key)
         return self._templates[key]
 
+    def _bare(self, num_images: int, has_video: bool) -> tuple[str, str]:
+        spans = [IMAGE] * num_images + [VIDEO] * has_video
+        return "".join(VISION_START + medium + VISION_END for medium in spans), ""
+
+    def _rendered(self, num_images: int, has_video: bool, has_system: bool) -> tuple[str, str]:
+        content = [{"type": "image"}] * num_images + [{"type": "video"}] * has_video + [{"type": "text", "text": _TEXT_HERE}]
+        system = [{"role": "system", "content": [{"type": "text", "text": _INSTRUCTION_HERE}]}] * has_system
+        rendered: str = self.tokenizer.apply_chat_template(
+            [*system, {"role": "user", "content": content}], chat_template=self._chat_template, tokenize=False, add_generation_prompt=True
+        )
+        parts = rendered.split(_TEXT_HERE)
+        if len(parts) != 2 or parts[0].count(IMAGE) != num_images or parts[0].count(VIDEO) != int(has_video):
+            raise ConfigError("The tokenizer's chat template must render each image, then the video, then the text of the user's turn, each once.")
+        if parts[0].count(_INSTRUCTION_HERE) != int(has_system):
+            raise ConfigError(
+                "backbone.layout is system, but the tokenizer's chat template does not render a system turn: choose backbone.layout=user."
+            )
+        return parts[0], parts[1]
+
     def _with_frames(self, before: str, grid: list[int], num_frames: int) -> str:
-        """Gives each pair of frames its own vision span, as `Qwen3VLModel.get_rope_index` expects.
+        """Puts a token in place of each merged patch of the clip; with a span for each pair of frames if `get_rope_index` expects it.
 
         With timestamps the prompt is transformers' own, which keeps the template's span around all of them; without, that outer span goes too.
         """
+        if not self._span_per_frames:
+            return before.replace(VIDEO, VIDEO * self._merged(grid), 1)
         span = VISION_START + VIDEO * self._merged([1, *grid[1:]]) + VISION_END
         if not self.options.video_timestamps:
             return before.replace(VISION_START + VIDEO + VISION_END, span * grid[0], 1)
@@ -218,17 +239,18 @@ class Qwen3VLProcessor:
 
     def _image_group(self, images: Tensor) -> tuple[Tensor, list[int]]:
         tool = self._images
-        resized = tool.resize(images, size=self._size(tool.size, 1), resample=tool.resample, factor=tool.patch_size * tool.merge_size)
+        resized = tool.resize(images, size=self._image_size(), resample=tool.resample, factor=tool.patch_size * tool.merge_size)
         normalised = tool.rescale_and_normalize(resized, True, tool.rescale_factor, True, tool.image_mean, tool.image_std)
         values, height, width = tool.patchify(normalised, tool.patch_size, tool.merge_size, tool.temporal_patch_size)
         return values, [1, height, width]
 
     def _video_group(self, videos: Tensor) -> tuple[Tensor, list[int]]:
         tool = self._videos
-        own_limits = self.options.min_pixels is None and self.options.max_pixels is None
+        limits = (self.options.min_pixels, self.options.max_pixels, self.options.max_video_pixels)
+        own_limits = all(limit is None for limit in limits)
         resized = tool.resize(
             videos,
-            size=self._size(tool.size, videos.shape[1]),
+            size=self._video_size(videos.shape[1]),
             resample=tool.resample,
             factor=tool.patch_size * tool.merge_size,
             temporal_factor=tool.temporal_patch_size,
@@ -238,12 +260,21 @@ class Qwen3VLProcessor:
         values, *grid = tool.patchify(normalised, tool.patch_size, tool.merge_size, tool.temporal_patch_size)
         return values, list(grid)
 
-    def _size(self, default: Mapping[str, int], num_frames: int) -> SizeDict:
-        low, high = self.options.min_pixels, self.options.max_pixels
+    def _image_size(self) -> SizeDict:
+        default, low, high = self._images.size, self.options.min_pixels, self.options.max_pixels
         return SizeDict(
-            shortest_edge=default["shortest_edge"] if low is None else low * num_frames,
-            longest_edge=default["longest_edge"] if high is None else high * num_frames,
+            shortest_edge=default["shortest_edge"] if low is None else low, longest_edge=default["longest_edge"] if high is None else high
         )
+
+    def _video_size(self, num_frames: int) -> SizeDict:
+        """Limits of a clip's area in the way its processor takes them: Qwen3-VL's of all frames together, the older ones' of each frame."""
+        options, default = self.options, self._videos.size
+        divisor = 1 if isinstance(self._videos, Qwen3VLVideoProcessor) else num_frames
+        low = default["shortest_edge"] if options.min_pixels is None else options.min_pixels * num_frames // divisor
+        limits = [] if options.max_pixels is None else [options.max_pixels * num_frames // divisor]
+        limits += [] if options.max_video_pixels is None else [options.max_video_pixels // divisor]
+        high = max(1, min(limits, default=default["longest_edge"]))
+        return SizeDict(shortest_edge=min(low, high), longest_edge=high)
 
 
 def _refuse_markers(text: str, what: str) -> None:
