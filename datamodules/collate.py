@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from datamodules.digests import content_digest, stable_hash
+from datamodules.row_source import RowError
 from twn_lightning.batches import Item, Pair, PairBatch, Thoughts
-from twn_lightning.errors import ConfigError, DataError
+from twn_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
     from twn_lightning.models.backbones.base import Processor
@@ -42,6 +43,8 @@ class PairCollator:
         source = pairs[0].source
         assert all(pair.source == source for pair in pairs), "a batch is of one source"
         negatives = [negative for pair in pairs for negative in pair.negatives[: self._max_negatives]]
+        # Thoughts first: one that is missing is found before any medium is opened.
+        query_thoughts, positive_thoughts = self._thoughts(pairs, "query_cot"), self._thoughts(pairs, "positive_cot")
         keyed = {content_digest(pair.positive): target_hash(pair) for pair in pairs}
         return PairBatch(
             query=self._processor.inputs([pair.query for pair in pairs]),
@@ -51,8 +54,8 @@ class PairCollator:
             keys=tuple(pair.key for pair in pairs),
             negative=self._processor.inputs(negatives) if negatives else None,
             negative_hash=_negative_hash(negatives, keyed) if negatives else None,
-            query_thoughts=self._thoughts(pairs, "query_cot"),
-            positive_thoughts=self._thoughts(pairs, "positive_cot"),
+            query_thoughts=query_thoughts,
+            positive_thoughts=positive_thoughts,
         )
 
     def _thoughts(self, pairs: Sequence[Pair], field: str) -> Thoughts | None:
@@ -61,9 +64,10 @@ class PairCollator:
         texts: list[str] = [getattr(pair, field) for pair in pairs]
         for pair, text in zip(pairs, texts, strict=True):
             if not text.strip():
-                raise DataError(
+                raise RowError(
                     f"{pair.source}, row {pair.key!r}: {field} is empty, but this stage learns to write thoughts: "
-                    "give every row its chain of thought, or leave the source out of this stage."
+                    "give every row its chain of thought, or leave the source out of this stage.",
+                    "thought",
                 )
         return self._processor.thoughts(texts)
 

@@ -123,7 +123,7 @@ class GateDataModule(pl.LightningDataModule):
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
         margin = self._margin if self._balanced else None
         make = GateBatches(self.train, margin=margin, batch_size=self._batch_size, seed=self._seed, rank=rank, world_size=world_size)
-        order = [self.digest(), *(str(part) for part in (self._seed, self._batch_size, world_size, margin))]
+        order = [self.digest(), *(str(part) for part in (self._seed, self._batch_size * world_size, margin))]
         return stage_loader(make, self.trainer, num_steps=self._num_steps, num_workers=0, fingerprint=text_digest(order))
 
     def val_dataloader(self) -> StepLoader[GateBatch] | list[object]:

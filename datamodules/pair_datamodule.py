@@ -13,6 +13,7 @@ from datamodules.collate import PairCollator
 from datamodules.digests import text_digest
 from datamodules.mixing import BatchPlan
 from datamodules.pair_source import PairSource
+from datamodules.row_source import RowSource
 from datamodules.steps import Batches, StepLoader, StepSampler, stage_loader
 from twn_lightning.batches import PairBatch
 from twn_lightning.errors import ConfigError, DataError
@@ -48,10 +49,22 @@ class PairBatches:
         self._repeat = repeat
 
     def __call__(self, index: int) -> PairBatch:
-        """The batch of a number."""
+        """The batch of a number.
+
+        Of a source that skips faulty rows, the next usable row stands in also for one whose fault shows only now, such as its length in tokens.
+
+        Raises:
+            DataError: A row cannot be used.
+        """
         draw = self._plan.draw(index // self._repeat, rank=self._rank, world_size=self._world_size)
         source = self._sources[draw.source]
-        return self._collator([source[row] for row in draw.rows])
+        pairs = [source[row] for row in draw.rows]
+        try:
+            return self._collator(pairs)
+        except DataError:
+            if not (isinstance(source, RowSource) and source.on_error == "skip"):
+                raise
+        return self._collator([source.usable(row, lambda pair: self._collator([pair])) for row in draw.rows])
 
 
 class PairDataModule(pl.LightningDataModule):
@@ -130,7 +143,7 @@ class PairDataModule(pl.LightningDataModule):
                     "Source %r has %d rows, fewer than a batch of %d on %d rank(s): rows come twice in it (they are not each other's negatives).",
                     name, len(source), self._batch_size, world_size,
                 )  # fmt: skip
-        order = [self.digest(), *(str(part) for part in (self._plan.seed, self._batch_size, world_size, self._repeat))]
+        order = [self.digest(), *(str(part) for part in (self._plan.seed, self._batch_size * world_size, self._repeat))]
         return stage_loader(
             PairBatches(self._sources, self._plan, self._collator, rank=rank, world_size=world_size, repeat=self._repeat),
             self.trainer,
@@ -149,6 +162,14 @@ class PairDataModule(pl.LightningDataModule):
             PairBatches(self._validation, self._validation_plan, self._collator, rank=rank, world_size=world_size), self._num_validation_batches
         )
         return StepLoader(batches, StepSampler(self._num_validation_batches, lambda: 0), num_workers=self._num_workers)
+
+    def teardown(self, stage: str) -> None:
+        """Says how many rows of each source could not be used or were mended; on several ranks each speaks of the rows it asked for."""
+        rank, world_size = self._place()
+        for source in self._sources.values():
+            if isinstance(source, RowSource):
+                for sentence in source.report():
+                    _log.log(logging.WARNING if source.faults() else logging.INFO, "%s%s", f"Rank {rank}: " if world_size > 1 else "", sentence)
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import lightning.pytorch as pl
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
-from twn_lightning.errors import ConfigError
+from twn_lightning.errors import ConfigError, TwnError
 
 _log = logging.getLogger(__name__)
 
 BatchT = TypeVar("BatchT")
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a loading process sends in place of a batch that it cannot make."""
+
+    error: TwnError
 
 
 class Batches(Dataset[BatchT], Generic[BatchT]):
@@ -32,7 +40,12 @@ class Batches(Dataset[BatchT], Generic[BatchT]):
         return self._length
 
     def __getitem__(self, index: int) -> BatchT:
-        return self._make(index)
+        if get_worker_info() is None:
+            return self._make(index)
+        try:
+            return self._make(index)
+        except TwnError as error:
+            return _Failure(error)  # type: ignore[return-value]  # `StepLoader` raises it; torch would wrap it into another traceback
 
 
 class StepSampler(DistributedSampler[object]):
@@ -73,6 +86,15 @@ class StepLoader(DataLoader[BatchT]):
         super().__init__(batches, batch_size=None, sampler=sampler, num_workers=num_workers)
         self._fingerprint = fingerprint
 
+    def __iter__(self) -> Iterator[BatchT]:  # type: ignore[override]
+        """The batches.
+
+        Raises:
+            TwnError: A batch cannot be made, in whichever process.
+        """
+        batches = super().__iter__()
+        return batches if not self.num_workers else _unless_failed(batches)
+
     def state_dict(self) -> dict[str, str]:
         """What the order depends on. Where it stands follows from the trainer's step."""
         return {"fingerprint": self._fingerprint}
@@ -84,6 +106,13 @@ class StepLoader(DataLoader[BatchT]):
                 "Training goes on with other data than the checkpoint was made with (sources, weights, batch size, ranks or seed have changed): "
                 "the order of batches is a new one from here."
             )
+
+
+def _unless_failed(batches: Iterator[BatchT]) -> Iterator[BatchT]:
+    for batch in batches:
+        if isinstance(batch, _Failure):
+            raise batch.error
+        yield batch
 
 
 def stage_loader(

@@ -11,12 +11,28 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 from datamodules.mixing import did_you_mean
 from datamodules.pair_source import PairSource
 from datamodules.sources.jsonl import load_jsonl
+from datamodules.sources.llava_hound import load_llava_hound
+from datamodules.sources.mmeb_train import load_mmeb_train
+from datamodules.sources.pages import load_colpali, load_visrag
+from datamodules.sources.twn import load_twn
+from datamodules.sources.ume_r1 import load_ume_r1
 from twn_lightning.errors import ConfigError
 
 SOURCES: dict[str, Callable[..., PairSource]] = {
     "jsonl": load_jsonl,
+    "mmeb_train": load_mmeb_train,
+    "colpali": load_colpali,
+    "visrag": load_visrag,
+    "llava_hound": load_llava_hound,
+    "ume_r1": load_ume_r1,
+    "twn": load_twn,
 }
 """Each function takes one argument, ``options``: a frozen dataclass that documents them."""
+
+
+def has_option(kind: str, name: str) -> bool:
+    """Whether the sources of a kind know an option; False for an unknown kind."""
+    return kind in SOURCES and name in {field.name for field in dataclasses.fields(get_type_hints(SOURCES[kind])["options"])}
 
 
 def open_source(kind: str, options: Mapping[str, object]) -> PairSource:
@@ -46,7 +62,7 @@ def open_source(kind: str, options: Mapping[str, object]) -> PairSource:
 
 
 def _typed(kind: str, name: str, value: object, hint: object) -> object:
-    if hint is Path and isinstance(value, str):
+    if isinstance(value, str) and (hint is Path or Path in get_args(hint)):
         return Path(value)
     if get_origin(hint) is Literal:
         fits = value in get_args(hint)
