@@ -12,11 +12,14 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.sinks import StepClock
-from twn_lightning.distributed import world_size
+from twn_lightning.distributed import full_parameters, world_size
 from twn_lightning.errors import CheckpointError, ConfigError
+from twn_lightning.stages.base import StageModule
+from twn_lightning.trainables import Trainables, beside, read_trainables
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +31,8 @@ class AdapterCheckpoint(Callback):
 
     ``last.ckpt`` is written every so many steps, every so many seconds, at the end, and when training is interrupted or fails.
     ``step=<n>.ckpt`` are the best by a metric, compared at each periodic save and at the end, if the metric (of rank 0) has a new value.
-    Put this callback behind those that log the metric.
+    Put this callback behind those that log the metric. Under DeepSpeed a checkpoint is a folder with every rank's share, which only as many ranks
+    can go on from; beside it lies the small ``last.trainables.safetensors`` (`Trainables`) for everything else.
 
     Args:
         folder: Where the files go; made if need be.
@@ -88,7 +92,7 @@ class AdapterCheckpoint(Callback):
         """
         if stage == "fit" and trainer.is_global_zero:
             ensure_writable(self.folder)
-            for left_over in self.folder.glob(".*.ckpt.*.part"):  # of a process that was killed while it saved
+            for left_over in self.folder.glob(".*.part"):  # of a process that was killed while it saved
                 _remove(left_over)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -169,6 +173,7 @@ class AdapterCheckpoint(Callback):
         for dropped, _ in ranked[self.top_k :]:
             if dropped != name and trainer.is_global_zero:
                 _remove(self.folder / dropped)
+                _remove(beside(self.folder / dropped))
         return True
 
     def _save(self, trainer: Trainer, path: Path) -> None:
@@ -176,8 +181,11 @@ class AdapterCheckpoint(Callback):
         temporary = path.with_name(f".{path.name}.{trainer.strategy.broadcast(uuid.uuid4().hex[:8])}.part")
         try:
             trainer.save_checkpoint(temporary, weights_only=False)  # the optimiser as well
+            small = _trainables(trainer) if isinstance(trainer.strategy, DeepSpeedStrategy) else None
             if trainer.is_global_zero:
                 replace_checkpoint(temporary, path)
+                if small is not None:
+                    small.save(beside(path))
         except OSError as error:
             raise CheckpointError(
                 f"The checkpoint {path} cannot be written: {error}. Make room or choose another folder; an earlier {path.name} is untouched."
@@ -185,6 +193,71 @@ class AdapterCheckpoint(Callback):
         finally:
             if trainer.is_global_zero:
                 _remove(temporary)
+
+
+def _sharding(trainer: Trainer) -> str:
+    """How the trainer cuts its checkpoints; empty for one file."""
+    strategy = trainer.strategy
+    if not isinstance(strategy, DeepSpeedStrategy):
+        return ""
+    assert isinstance(strategy.config, dict)
+    return f"ZeRO-{strategy.config['zero_optimization']['stage']} on {trainer.world_size} ranks"
+
+
+def _trainables(trainer: Trainer) -> Trainables:
+    """What is trained, gathered from all ranks, which must all call this."""
+    stage = trainer.lightning_module
+    assert isinstance(stage, StageModule)
+    return Trainables(
+        stage=stage.stage,
+        global_step=trainer.global_step,
+        sharding=_sharding(trainer),
+        tensors=full_parameters(stage.model),
+        loops=trainer.fit_loop.state_dict(),
+        callbacks={callback.state_key: state for callback in trainer.callbacks if (state := callback.state_dict())},  # type: ignore[attr-defined]
+    )
+
+
+def can_resume(trainer: Trainer, checkpoint: Path) -> bool:
+    """Whether the trainer can go on from all of a checkpoint; if it is cut in another way than the trainer's own, says what is lost.
+
+    Args:
+        trainer: Has not begun yet.
+        checkpoint: A file, or the folder of a sharded one.
+
+    Raises:
+        CheckpointError: Nothing says how the folder is cut.
+    """
+    theirs, own = read_trainables(checkpoint).sharding if checkpoint.is_dir() else "", _sharding(trainer)
+    if theirs != own:
+        log.warning(
+            "%s is of %s, and training goes on with %s: parameters, step, schedule and the place in the data are taken over; the optimiser's moments "
+            "start anew. The order of the data stays the same if batch size times ranks does.",
+            checkpoint, theirs or "one file", own or "one file",
+        )  # fmt: skip
+    return theirs == own
+
+
+def resume_from(trainer: Trainer, stage: StageModule[Any], trainables: Trainables) -> None:
+    """Lets a stage go on from trained parameters alone; the optimiser's moments start anew.
+
+    Args:
+        trainer: Has not begun yet; gets the loops' and callbacks' state.
+        stage: Its model, still whole, gets the parameters.
+        trainables: Of the same stage.
+
+    Raises:
+        CheckpointError: They are of another stage or model.
+    """
+    if trainables.stage != stage.stage:
+        raise CheckpointError(
+            f"The checkpoint is of the stage {trainables.stage!r} and cannot resume {stage.stage!r}: give the folder of that stage."
+        )
+    trainables.put_into(stage.model)
+    trainer.fit_loop.load_state_dict(dict(trainables.loops))
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if callback.state_key in trainables.callbacks:
+            callback.load_state_dict(trainables.callbacks[callback.state_key])
 
 
 def ensure_writable(folder: Path) -> None:

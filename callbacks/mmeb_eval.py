@@ -26,15 +26,16 @@ class MmebEval(Callback):
 
     Logs "<prefix>/<task>/<mode>" (score, 0 to 100), "<prefix>/<task>/<mode>_think_rate" and "…_tokens_per_query" of the modes that may
     think, "<prefix>/<task>/tie_rate" and "…/seconds"; and "<prefix>/mean/<group>/<mode>" of the groups, of which "all" is the mean of all
-    tasks. Ties count against the model, and NaN is an error. Several ranks evaluate alike, each all tasks (a sharded model needs every
-    rank); the model's mode and the step's random numbers stay as they were.
+    tasks. Ties count against the model, and NaN is an error. Several ranks share the encoding (with a sharded model each encodes everything, for
+    which it needs the others); the model's mode and the step's random numbers stay as they were.
 
     Args:
         tasks: What is evaluated, most often small subsets for validation.
         modes: Any of never, always, auto and oracle; one encoding pass serves all.
         every_n_steps: Optimiser steps between two evaluations; 0 for the end only.
         at_end: Also evaluate when the stage ends.
-        batch_size: Items encoded together.
+        batch_size: Items encoded together, at most.
+        max_batch_tokens: Prompt tokens encoded together, padding included, at most; None for no limit.
         decoding: How thoughts are written; greedy if None.
         think_sides: Which side may think.
         prefix: First part of the names.
@@ -43,7 +44,7 @@ class MmebEval(Callback):
         ConfigError: There is no task.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- all but the tasks by keyword, with a default
         self,
         tasks: Sequence[RetrievalTask],
         *,
@@ -51,6 +52,7 @@ class MmebEval(Callback):
         every_n_steps: int = 0,
         at_end: bool = True,
         batch_size: int = 32,
+        max_batch_tokens: int | None = None,
         decoding: Decoding | None = None,
         think_sides: ThinkSides = "both",
         prefix: str = "validation",
@@ -61,6 +63,7 @@ class MmebEval(Callback):
         self.modes = tuple(modes)
         self.at_end = at_end
         self.batch_size = batch_size
+        self.max_batch_tokens = max_batch_tokens
         self.decoding = decoding
         self.think_sides = think_sides
         self.prefix = prefix
@@ -104,9 +107,11 @@ class MmebEval(Callback):
                 modes=self.modes,
                 think_sides=self.think_sides,
                 batch_size=self.batch_size,
+                max_batch_tokens=self.max_batch_tokens,
                 decoding=self.decoding,
                 device=pl_module.device,
                 known=known,
+                over_ranks=not pl_module.model.is_sharded,  # ranks with shares of each weight must all run everything
             )
             for task in self.tasks
         ]

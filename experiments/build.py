@@ -14,6 +14,7 @@ import datamodules  # noqa: F401  (first: it prepares the import of torchvision,
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.strategies import Strategy
 
 from callbacks.adapter_checkpoint import AdapterCheckpoint
 from callbacks.gate_monitor import GateMonitor
@@ -26,7 +27,8 @@ from datamodules.mini.suite import data_revision, load_pairs, load_tasks
 from datamodules.mini.tasks import AUXILIARY, TASKS
 from datamodules.pair_datamodule import PairDataModule, by_name
 from datamodules.pair_source import PairSource
-from datamodules.sources import open_source
+from datamodules.sources import has_option, open_source
+from experiments.mmeb_tasks import mmeb_tasks
 from experiments.progress_bar import StageProgressBar
 from experiments.runs import Step, resolve_backbone
 from twn_lightning.batches import GateBatch, PairBatch
@@ -66,6 +68,9 @@ def processor_options(config: RunConfig) -> ProcessorOptions:
         max_thought_tokens=backbone.max_thought_tokens,
         padding_side=backbone.padding_side,
         video_timestamps=backbone.video_timestamps,
+        layout=backbone.layout,
+        default_instruction=backbone.default_instruction,
+        max_video_pixels=backbone.max_video_pixels,
     )
 
 
@@ -120,16 +125,17 @@ def _lora(config: LoraConfig) -> LoraSpec:
 # The data
 
 
-def build_sources(config: RunConfig, split: str, *, with_cot: bool = False) -> dict[str, PairSource]:
+def build_sources(config: RunConfig, split: str, *, with_cot: bool = False, stage: str | None = None) -> dict[str, PairSource]:
     """Pair sources by name.
 
     Args:
         config: The run's settings.
         split: "train" (the suite's training pairs, then the user's own sources) or "validation" (the suite's validation pairs).
         with_cot: The pairs are to bring their chains of thought; a user's row without them is reported here, not when its batch comes.
+        stage: Of the user's own sources, those that this stage trains on; None for all.
 
     Raises:
-        ConfigError: A weight or a task names nothing that is there.
+        ConfigError: A weight or a task names nothing that is there, or the stage has nothing to train on.
         DataError: A source cannot be read.
     """
     sources: list[PairSource] = []
@@ -137,33 +143,41 @@ def build_sources(config: RunConfig, split: str, *, with_cot: bool = False) -> d
         suite = load_pairs("train" if split == "train" else "validation", tasks=config.data.tasks, num_pairs=config.data.num_pairs)
         sources.extend(suite.values())
     if split == "train":
-        sources.extend(_open(source, with_cot=with_cot) for source in config.data.sources)
+        sources.extend(_open(source, with_cot=with_cot) for source in _own_sources(config, stage))
+        if not sources:
+            raise ConfigError(f"None of data.sources is for the stage {stage}: name it in the stages of one, or leave the stage out (steps=0).")
     named = by_name(sources)
     unknown = [name for name in config.data.weights if name not in named and name not in TASKS and name not in AUXILIARY]
-    if split == "train" and unknown:
+    if split == "train" and unknown and stage is None:
         raise ConfigError(f"data.weights names {unknown[0]!r}, which is no source of this run: choose among {', '.join(named)}.")
     return named
 
 
-def source_weights(config: RunConfig, sources: Mapping[str, PairSource]) -> dict[str, float]:
+def source_weights(config: RunConfig, sources: Mapping[str, PairSource], *, stage: str | None = None) -> dict[str, float]:
     """Relative share of batches by source name; weights of the suite's tasks that this run leaves out are left out too.
 
     Args:
         config: The run's settings.
-        sources: Of `build_sources` for training, the user's own last.
+        sources: Of `build_sources` for training and the same stage, the user's own last.
+        stage: See `build_sources`.
     """
-    own = list(sources)[len(sources) - len(config.data.sources) :]
+    settings = _own_sources(config, stage)
+    own = list(sources)[len(sources) - len(settings) :]
     given = {name: weight for name, weight in config.data.weights.items() if name in sources}
-    return {**{name: source.weight for name, source in zip(own, config.data.sources, strict=True)}, **given}
+    return {**{name: source.weight for name, source in zip(own, settings, strict=True)}, **given}
+
+
+def _own_sources(config: RunConfig, stage: str | None) -> list[SourceConfig]:
+    return [source for source in config.data.sources if stage is None or source.is_for(stage)]
 
 
 def _open(source: SourceConfig, *, with_cot: bool) -> PairSource:
-    needs_cot = with_cot and source.kind == "jsonl" and source.weight > 0
+    needs_cot = with_cot and source.weight > 0 and source.is_for("cot_sft") and has_option(source.kind, "with_cot")
     return open_source(source.kind, {**source.options, "with_cot": True} if needs_cot else source.options)
 
 
 def build_tasks(config: RunConfig, split: str, *, max_queries: int | None) -> list[RetrievalTask]:
-    """Retrieval tasks of the suite; none without a suite.
+    """Retrieval tasks of the suite; none without a suite. Of MMEB-V2, which has no validation tasks, see `mmeb_tasks`.
 
     Args:
         config: The run's settings.
@@ -172,6 +186,8 @@ def build_tasks(config: RunConfig, split: str, *, max_queries: int | None) -> li
     """
     if config.data.suite == "none":
         return []
+    if config.data.suite == "mmeb_v2":
+        return list(mmeb_tasks(config, split, max_queries=max_queries))
     return load_tasks("test" if split == "test" else "validation", tasks=config.data.tasks, max_queries=max_queries)
 
 
@@ -190,14 +206,14 @@ def build_pair_data(config: RunConfig, step: Step, processor: Processor) -> Pair
     section = sections[step.section]
     with_cot = step.section == "cot_sft"
     validation = build_sources(config, "validation") if config.data.validation_batches and step.section != "grpo" else {}
-    sources = build_sources(config, "train", with_cot=with_cot)
+    sources = build_sources(config, "train", with_cot=with_cot, stage=step.section)
     return PairDataModule(
         sources,
         processor,
         batch_size=section.batch_size,
         num_steps=section.steps,
         seed=config.seed,
-        weights=source_weights(config, sources),
+        weights=source_weights(config, sources, stage=step.section),
         with_cot=with_cot,
         max_negatives=section.max_negatives,
         repeat=stages.grpo.inner_epochs if step.section == "grpo" else 1,
@@ -210,15 +226,15 @@ def build_pair_data(config: RunConfig, step: Step, processor: Processor) -> Pair
 def build_label_data(config: RunConfig, processor: Processor) -> PairDataModule:
     """The pairs from which stage 3 makes its examples, evenly spread over the sources; the user's own files have no split but "train"."""
     gate = config.stages.gate
-    split = gate.split if config.data.suite != "none" else "train"
-    sources = build_sources(config, split)
+    split = gate.split if config.data.suite == "mini" else "train"
+    sources = build_sources(config, split, stage="gate")
     return PairDataModule(
         sources,
         processor,
         batch_size=gate.label_batch_size,
         num_steps=max(1, gate.num_pairs // gate.label_batch_size),
         seed=config.seed + 1,
-        weights=source_weights(config, sources) if split == "train" else None,
+        weights=source_weights(config, sources, stage="gate") if split == "train" else None,
         num_workers=config.trainer.num_workers,
     )
 
@@ -243,10 +259,11 @@ def build_gate_data(config: RunConfig, examples: GateBatch) -> GateDataModule:
 
 def build_stage(config: RunConfig, step: Step, model: DualLoRAModel) -> AnyStage:
     """The LightningModule of a step."""
-    stages, seed = config.stages, config.seed
+    stages, seed, prefill = config.stages, config.seed, config.trainer.max_prefill_tokens
     if step.section == "contrastive":
         first = stages.contrastive
-        return ContrastiveStage(model, _optim(first.optim, first.steps), temperature=first.temperature, seed=seed)
+        optim = _optim(first.optim, first.steps)
+        return ContrastiveStage(model, optim, temperature=first.temperature, seed=seed, max_prefill_tokens=prefill)
     if step.section == "cot_sft":
         second = stages.cot_sft
         weights = CotSftWeights(
@@ -254,7 +271,16 @@ def build_stage(config: RunConfig, step: Step, model: DualLoRAModel) -> AnyStage
         )
         rates: dict[Part, float] = {} if second.reasoning_learning_rate is None else {"reasoning": second.reasoning_learning_rate}
         optim = _optim(second.optim, second.steps)
-        return CotSftStage(model, optim, temperature=second.temperature, weights=weights, seed=seed, learning_rates=rates, cot_every=second.cot_every)
+        return CotSftStage(
+            model,
+            optim,
+            temperature=second.temperature,
+            weights=weights,
+            seed=seed,
+            learning_rates=rates,
+            cot_every=second.cot_every,
+            max_prefill_tokens=prefill,
+        )
     if step.section == "gate":
         third = stages.gate
         optim = _optim(third.optim, third.steps)
@@ -279,7 +305,8 @@ def _grpo_stage(config: RunConfig, model: DualLoRAModel) -> GrpoStage:
     )
     rewards = RewardMix(dataclasses.asdict(fourth.rewards))
     decoding = Decoding(max_new_tokens=fourth.max_new_tokens, temperature=fourth.sampling_temperature, top_p=fourth.top_p)
-    return GrpoStage(model, _optim(fourth.optim, fourth.steps), spec=spec, decoding=decoding, rewards=rewards, seed=config.seed)
+    optim, prefill = _optim(fourth.optim, fourth.steps), config.trainer.max_prefill_tokens
+    return GrpoStage(model, optim, spec=spec, decoding=decoding, rewards=rewards, seed=config.seed, max_prefill_tokens=prefill)
 
 
 def _optim(config: OptimConfig, steps: int) -> OptimSpec:
@@ -290,6 +317,7 @@ def _optim(config: OptimConfig, steps: int) -> OptimSpec:
         warmup_steps=config.warmup_steps,
         schedule=config.schedule,
         betas=config.betas,
+        optimizer=config.optimizer,
     )
 
 
@@ -323,15 +351,23 @@ def build_callbacks(config: RunConfig, step: Step, folder: Path, data: Lightning
     if tasks:
         modes = cast("tuple[Mode, ...]", ("never",) if step.section == "contrastive" else chosen.evaluate_modes)
         evaluation = MmebEval(
-            tasks, modes=modes, every_n_steps=chosen.evaluate_every, batch_size=config.evaluation.batch_size, decoding=build_decoding(config.decoding)
+            tasks,
+            modes=modes,
+            every_n_steps=chosen.evaluate_every,
+            batch_size=config.evaluation.batch_size,
+            max_batch_tokens=config.evaluation.max_batch_tokens,
+            decoding=build_decoding(config.decoding),
         )
         callbacks.append(evaluation)
-        monitor = f"validation/mean/all/{modes[-1]}" if chosen.evaluate_every else None
+        if chosen.evaluate_every and config.data.suite != "mmeb_v2":  # nothing is chosen by test tasks
+            monitor = f"validation/mean/all/{modes[-1]}"
     checkpoint = AdapterCheckpoint(folder, every_n_steps=chosen.checkpoint_every, monitor=monitor, top_k=chosen.keep_best)
     return [*callbacks, checkpoint]
 
 
-def build_trainer(config: RunConfig, *, steps: int, logger: Logger, callbacks: Sequence[Callback], folder: Path) -> Trainer:
+def build_trainer(
+    config: RunConfig, *, steps: int, logger: Logger, callbacks: Sequence[Callback], folder: Path, strategy: Strategy | str | None = None
+) -> Trainer:
     """Lightning's trainer for one stage of one epoch.
 
     Args:
@@ -340,6 +376,7 @@ def build_trainer(config: RunConfig, *, steps: int, logger: Logger, callbacks: S
         logger: Where numbers go.
         callbacks: What happens beside the steps.
         folder: The step's folder.
+        strategy: Of `experiments.strategy.build_strategy`; it serves one trainer. None: Lightning's of that name.
     """
     trainer = config.trainer
     if trainer.num_threads is not None:
@@ -349,7 +386,7 @@ def build_trainer(config: RunConfig, *, steps: int, logger: Logger, callbacks: S
         accelerator=trainer.accelerator,
         devices=trainer.devices,
         num_nodes=trainer.num_nodes,
-        strategy=trainer.strategy,
+        strategy=trainer.strategy if strategy is None else strategy,
         precision=trainer.precision,
         max_steps=steps,
         max_epochs=1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,15 +13,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from datamodules.steps import Batches, StepLoader, StepSampler
 from experiments.build import build_decoding, build_label_data
 from experiments.display import progress
 from experiments.runs import write_atomically
-from twn_lightning.batches import GateBatch
+from twn_lightning.batches import GateBatch, PairBatch
 from twn_lightning.configs.run import RunConfig
+from twn_lightning.distributed import barrier, from_rank_zero, rank
 from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.encode import EncodedItems, KnownItems, encode_items
-from twn_lightning.evaluation.evaluate import SweepPoint, ThinkSides, threshold_sweep
+from twn_lightning.evaluation.evaluate import CandidateItems, QueryItems, SweepPoint, ThinkSides, threshold_sweep
 from twn_lightning.evaluation.self_label import GateExamples, concatenate_examples, fit_threshold, self_label
+from twn_lightning.evaluation.shards import dealt, own_windows
 from twn_lightning.evaluation.task import RetrievalTask
 from twn_lightning.evaluation.task_labels import half_of, label_task
 from twn_lightning.models.dual_lora import DualLoRAModel
@@ -43,7 +46,7 @@ class EncodedTask:
 
 
 def gate_examples(config: RunConfig, model: DualLoRAModel, folder: Path, tasks: Sequence[RetrievalTask] = ()) -> GateBatch:
-    """The gate's examples, made by the model's own thoughts; read from the folder if they are there already.
+    """The gate's examples, made by the model's own thoughts; read from the folder if they are there already. The ranks share the work.
 
     Args:
         config: The run's settings.
@@ -52,32 +55,41 @@ def gate_examples(config: RunConfig, model: DualLoRAModel, folder: Path, tasks: 
         tasks: Validation tasks, for ``stages.gate.labels=tasks``; without any, pairs are labelled.
     """
     path = folder / EXAMPLES
-    if not path.is_file():
+    if not from_rank_zero(path.is_file()):
         by_tasks = bool(tasks) and config.stages.gate.labels == "tasks"
-        _store(_label_tasks(config, model, tasks) if by_tasks else _label_pairs(config, model), path)
+        examples = _label_tasks(config, model, tasks) if by_tasks else _label_pairs(config, model)
+        if rank() == 0:
+            _store(examples, path)
+        barrier()
     tensors = load_file(str(path))
     return GateBatch(state=tensors["state"], gain=tensors["gain"], num_reasoning_tokens=tensors["num_reasoning_tokens"])
 
 
 def _label_pairs(config: RunConfig, model: DualLoRAModel) -> GateExamples:
     gate = config.stages.gate
+    batches = build_label_data(config, model.processor).train_dataloader()
+    own = own_windows(len(batches), over_ranks=True)
+    parts = []
     with progress("labelling pairs by the model's own thoughts", shown=config.trainer.progress_bar) as advance:
-        return self_label(
-            model,
-            build_label_data(config, model.processor).train_dataloader(),
-            decoding=build_decoding(config.decoding),
-            temperature=gate.temperature,
-            sides=gate.sides,
-            progress=advance,
-        )
+        for number, batch in zip(own, _chosen(batches, own), strict=True):
+            parts.append(self_label(model, [batch], decoding=build_decoding(config.decoding), temperature=gate.temperature, sides=gate.sides))
+            advance(number + 1, len(batches))
+    return concatenate_examples(dealt(parts, num_values=len(batches), over_ranks=True))
+
+
+def _chosen(loader: StepLoader[PairBatch], numbers: Sequence[int]) -> Iterable[PairBatch]:
+    """A loader's batches of these numbers."""
+    dataset = loader.dataset
+    batches = Batches(lambda place: dataset[numbers[place]], len(numbers))
+    return StepLoader(batches, StepSampler(len(numbers), lambda: 0), num_workers=loader.num_workers) if numbers else ()
 
 
 def _label_tasks(config: RunConfig, model: DualLoRAModel, tasks: Sequence[RetrievalTask]) -> GateExamples:
-    gate = config.stages.gate
-    encoded = encode_tasks(config, model, _halves(tasks, "labels"), keep_states=True)
-    return concatenate_examples(
-        [label_task(each.task, each.queries, each.candidates, temperature=gate.temperature, sides=gate.sides) for each in encoded]
-    )
+    gate, halves = config.stages.gate, _halves(tasks, "labels")
+    own = [halves[number] for number in own_windows(len(halves), over_ranks=True)]
+    encoded = encode_tasks(config, model, own, keep_states=True)
+    parts = [label_task(each.task, each.queries, each.candidates, temperature=gate.temperature, sides=gate.sides) for each in encoded]
+    return concatenate_examples(dealt(parts, num_values=len(halves), over_ranks=True))
 
 
 def _halves(tasks: Sequence[RetrievalTask], half: Literal["labels", "threshold"]) -> list[RetrievalTask]:
@@ -243,15 +255,30 @@ def budget_threshold(model: DualLoRAModel, tasks: Sequence[RetrievalTask], budge
 
 
 def encode_tasks(config: RunConfig, model: DualLoRAModel, tasks: Sequence[RetrievalTask], *, keep_states: bool = False) -> list[EncodedTask]:
-    """Encode queries and candidates once, thinking always, so that every mode and threshold can be scored; and keep what the gate read, if asked."""
-    decoding, batch_size = build_decoding(config.decoding), config.evaluation.batch_size
-    encode = functools.partial(encode_items, model, batch_size=batch_size, think="always", decoding=decoding, keep_states=keep_states)
+    """Encode queries and candidates once, thinking always, so that every mode and threshold can be scored.
+
+    Args:
+        config: The run's settings.
+        model: Whole on each rank.
+        tasks: The same on all ranks, which share the encoding and all get all of it; with ``keep_states`` this rank encodes its own.
+        keep_states: Keep what the gate read.
+    """
+    encode = functools.partial(
+        encode_items,
+        model,
+        batch_size=config.evaluation.batch_size,
+        max_batch_tokens=config.evaluation.max_batch_tokens,
+        think="always",
+        decoding=build_decoding(config.decoding),
+        over_ranks=not keep_states,
+        keep_states=keep_states,
+    )
     encoded = []
     known: KnownItems = {}
     with progress("encoding tasks", shown=config.trainer.progress_bar) as advance:
         for number, task in enumerate(tasks):
-            queries = encode([query.item for query in task.queries])
-            candidates = encode(list(task.candidates.values()), known=known)
+            queries = encode(QueryItems(task.queries))
+            candidates = encode(CandidateItems(task.candidates), known=known)
             encoded.append(EncodedTask(task, queries, candidates))
             advance(number + 1, len(tasks))
     return encoded

@@ -47,9 +47,9 @@ STEPS = (
     Step("stage4", "gate_refit", "gate", "stage 4 · gate refit"),
 )
 COMMANDS = ("stage1", "stage2", "stage3", "stage4", "all")
-_SHARED_PREFIXES = ("seed", "backbone.", "model.", "data.", "decoding.", "trainer.precision", "trainer.accumulate", "trainer.clip", "trainer.devices")
+_SHARED_PREFIXES = ("seed", "backbone.", "model.", "data.", "decoding.", "trainer.precision", "trainer.accumulate", "trainer.clip")
 _FREE_KEYS = ("data.validation_batches",)
-_RECIPE_KEYS = ("trainer.accelerator", "trainer.strategy", "trainer.num_nodes", "evaluation.validation_queries")
+_RECIPE_KEYS = ("trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes", "evaluation.validation_queries")
 _ENDS_READ = 1 << 20
 
 
@@ -225,8 +225,14 @@ class RunFolder:
         write_atomically(self.step(step) / "done.json", json.dumps(record, indent=2))
 
     def _relevant(self, step: Step) -> dict[str, str]:
+        """What must not change while the step goes on; on other devices it goes on with the same batch."""
         prefixes = (*_SHARED_PREFIXES, f"stages.{step.section}.")
-        return {key: value for key, value in flatten(self.config).items() if key.startswith(prefixes) and key not in _FREE_KEYS}
+        relevant = {key: value for key, value in flatten(self.config).items() if key.startswith(prefixes) and key not in _FREE_KEYS}
+        trainer, key = self.config.trainer, f"stages.{step.section}.batch_size"
+        if (trainer.devices, trainer.num_nodes) != (1, 1):
+            num_devices = trainer.devices * trainer.num_nodes
+            relevant[key] = str(int(relevant[key]) * num_devices) if num_devices > 0 else f"{relevant[key]} a GPU"
+        return relevant
 
     def _check_settings(self, step: Step) -> None:
         path = self.step(step) / "settings.yaml"

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pickle  # noqa: TID251 - for the name of the error that weights_only raises; nothing is unpickled
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,14 +22,12 @@ import torch
 import twn_lightning.models  # noqa: F401  (first: it prepares the import of torchvision, on which peft depends)
 
 # isort: split
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
 from twn_lightning import __version__
-from twn_lightning.errors import CheckpointError
-from twn_lightning.models.adapters import LoraSpec
+from twn_lightning.bundle_files import check_keys, read_gate, read_queries, read_safetensors, read_spec
+from twn_lightning.errors import CheckpointError, ConfigError
 from twn_lightning.models.backbones import load_backbone
 from twn_lightning.models.backbones.base import Backbone, ProcessorOptions
 from twn_lightning.models.dual_lora import DualLoRAModel, Interface
@@ -51,6 +47,7 @@ class BundleDefaults:
         interface: What the queries read: kv or reencode.
         gate_threshold: Probability from which an input thinks.
         gate_reads: What a gate of the backbone's width reads; one of twice that width reads both.
+        gate: file, or fresh: an untrained gate instead of one that cannot be read.
         detach: See `DualLoRAModel`.
         adapters: dual, or shared where the folders hold one adapter twice that thinks and embeds (only further training tells them apart).
         dtype: Of the backbone's weights.
@@ -62,6 +59,7 @@ class BundleDefaults:
     interface: Interface = "kv"
     gate_threshold: float = 0.5
     gate_reads: GateReads = "embedding"
+    gate: Literal["file", "fresh"] = "file"
     detach: bool = True
     adapters: Literal["dual", "shared"] = "dual"
     dtype: str = "float32"
@@ -119,10 +117,11 @@ def load_bundle(folder: str | Path, *, backbone: Backbone | None = None, fallbac
     Raises:
         CheckpointError: Something is missing, damaged, or made for another model.
     """
-    folder = _existing(Path(folder))
+    has_gate = fallback is None or fallback.gate == "file" or (Path(folder) / CONFIG).is_file()
+    folder = _existing(Path(folder), has_gate=has_gate)
     config = _read_config(folder, fallback)
-    specs = {adapter: _read_spec(folder / adapter) for adapter in ADAPTERS}
-    queries, gate = _read_queries(folder), _read_gate(folder)
+    specs = {adapter: read_spec(folder / adapter) for adapter in ADAPTERS}
+    queries, gate = read_queries(folder / QUERIES), read_gate(folder / GATE) if has_gate else {}
     try:
         settings = _settings(config, fallback)
     except (KeyError, TypeError) as error:
@@ -132,22 +131,31 @@ def load_bundle(folder: str | Path, *, backbone: Backbone | None = None, fallbac
             raise CheckpointError(f"{folder} does not say which backbone it is for: pass a backbone, or fallback=BundleDefaults(backbone_path=…).")
         path = _found_backbone(settings.backbone_path, folder)
         backbone = load_backbone(path, dtype=settings.dtype, attn_implementation=settings.attn_implementation, options=settings.processor)
-    if queries.shape[1] != backbone.hidden_size:
+    width = backbone.hidden_size
+    if queries.shape[1] != width:
         raise CheckpointError(
-            f"{folder / QUERIES} is {queries.shape[1]} wide, the backbone {backbone.path} {backbone.hidden_size}: it was made for another backbone."
+            f"{folder / QUERIES} is {queries.shape[1]} wide, the backbone {backbone.path} {width}: it was made for another backbone."
         )
-    model = DualLoRAModel(
-        backbone,
-        reasoning=specs["reasoning"],
-        embedding=None if settings.adapters == "shared" else specs["embedding"],
-        num_queries=queries.shape[0],
-        interface=settings.interface,
-        gate_hidden_size=gate["0.weight"].shape[0],
-        gate_reads="both" if gate["0.weight"].shape[1] == 2 * backbone.hidden_size else settings.gate_reads,
-        gate_threshold=settings.gate_threshold,
-        detach=settings.detach,
-    )
-    load_bundle_into(model, folder)
+    if has_gate and gate["0.weight"].shape[1] not in (width, 2 * width):
+        raise CheckpointError(
+            f"The gate in {folder / GATE} reads {gate['0.weight'].shape[1]} numbers; a state of the backbone {backbone.path} has {width}, two have "
+            f"{2 * width}: it was made for another backbone, or reads something else (fallback=BundleDefaults(gate='fresh') loads the rest)."
+        )
+    try:
+        model = DualLoRAModel(
+            backbone,
+            reasoning=specs["reasoning"],
+            embedding=None if settings.adapters == "shared" else specs["embedding"],
+            num_queries=queries.shape[0],
+            interface=settings.interface,
+            gate_hidden_size=gate["0.weight"].shape[0] if has_gate else 128,
+            gate_reads="both" if has_gate and gate["0.weight"].shape[1] == 2 * width else settings.gate_reads,
+            gate_threshold=settings.gate_threshold,
+            detach=settings.detach,
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"The bundle {folder} does not fit the backbone {backbone.path}: {error}") from error
+    _load_into(model, folder, has_gate=has_gate)
     return model.eval()
 
 
@@ -157,7 +165,10 @@ def load_bundle_into(model: DualLoRAModel, folder: str | Path) -> None:
     Raises:
         CheckpointError: Something is missing, damaged, or made for another model.
     """
-    folder = _existing(Path(folder))
+    _load_into(model, _existing(Path(folder), has_gate=True), has_gate=True)
+
+
+def _load_into(model: DualLoRAModel, folder: Path, *, has_gate: bool) -> None:
     if (folder / CONFIG).is_file():
         config = _read_config(folder, None)
         _check_backbone(folder, config, model)
@@ -169,29 +180,31 @@ def load_bundle_into(model: DualLoRAModel, folder: str | Path) -> None:
         model.gate.threshold = float(config["gate"]["threshold"])
         model.gate.curve = list(config["gate"]["curve"])
     for adapter in ADAPTERS:
-        spec, own = _read_spec(folder / adapter), model.adapters[adapter]
+        spec, own = read_spec(folder / adapter), model.adapters[adapter]
         if (spec.rank, spec.alpha) != (own.rank, own.alpha):
             raise CheckpointError(
                 f"{folder / adapter} has rank {spec.rank} and alpha {spec.alpha}; the model has {own.rank} and {own.alpha}. "
                 "Give the model the bundle's values."
             )
-        tensors = _read_safetensors(folder / adapter / "adapter_model.safetensors")
+        tensors = read_safetensors(folder / adapter / "adapter_model.safetensors")
         if model.is_shared and adapter == "embedding":
             _check_equal(tensors, folder)
             continue
         expected = get_peft_model_state_dict(model.peft, adapter_name=adapter, save_embedding_layers=False)
-        _check_keys(tensors, expected, folder / adapter)
+        check_keys(tensors, expected, folder / adapter)
         set_peft_model_state_dict(model.peft, tensors, adapter_name=adapter)
-    gate, queries = _read_gate(folder), {"queries": _read_queries(folder)}
-    _check_keys(gate, model.gate.mlp.state_dict(), folder / GATE)
-    _check_keys(queries, {"queries": model.queries}, folder / QUERIES)
-    model.gate.mlp.load_state_dict(gate)
+    queries = {"queries": read_queries(folder / QUERIES)}
+    check_keys(queries, {"queries": model.queries}, folder / QUERIES)
+    if has_gate:
+        gate = read_gate(folder / GATE)
+        check_keys(gate, model.gate.mlp.state_dict(), folder / GATE)
+        model.gate.mlp.load_state_dict(gate)
     with torch.no_grad():
         model.queries.copy_(queries["queries"])
 
 
 def _check_equal(embedding: Mapping[str, Tensor], folder: Path) -> None:
-    reasoning = _read_safetensors(folder / "reasoning" / "adapter_model.safetensors")
+    reasoning = read_safetensors(folder / "reasoning" / "adapter_model.safetensors")
     if set(reasoning) != set(embedding) or any(not torch.equal(tensor, embedding[key]) for key, tensor in reasoning.items()):
         raise CheckpointError(
             f"{folder} holds two different adapters, but the model has one shared adapter: "
@@ -242,10 +255,10 @@ def _check_backbone(folder: Path, config: dict[str, Any], model: DualLoRAModel) 
         )
 
 
-def _existing(folder: Path) -> Path:
+def _existing(folder: Path, *, has_gate: bool) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f"There is no bundle at {folder}. Check the path; a stage writes its bundle when it ends.")
-    missing = [name for name in (*ADAPTERS, GATE, QUERIES) if not (folder / name).exists()]
+    missing = [name for name in (*ADAPTERS, *([GATE] if has_gate else []), QUERIES) if not (folder / name).exists()]
     if missing:
         raise CheckpointError(f"The bundle {folder} lacks {', '.join(missing)}. It is incomplete: write it again, or copy all of it.")
     return folder
@@ -292,69 +305,3 @@ def _settings(config: dict[str, Any], fallback: BundleDefaults | None) -> Bundle
 def _found_backbone(path: str, folder: Path) -> str:
     places = [Path.cwd(), folder.resolve(), *folder.resolve().parents]
     return next((str(place / path) for place in places if (place / path).is_dir()), path)
-
-
-def _read_spec(folder: Path) -> LoraSpec:
-    try:
-        config = LoraConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder} is no folder of a PEFT adapter: {error}") from error
-    targets = config.target_modules
-    names = _names(targets) if isinstance(targets, str) else tuple(sorted(targets or ()))
-    return LoraSpec(rank=config.r, alpha=config.lora_alpha, dropout=config.lora_dropout, target_modules=names)
-
-
-def _names(regex: str) -> tuple[str, ...]:
-    """The projections in a pattern of `Backbone.lora_targets`; any other pattern as it is."""
-    found = re.search(r"\\\.\(\?:([\w|]+)\)$", regex)
-    return tuple(found.group(1).split("|")) if found else (regex,)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(str(path))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Write the bundle again, or copy it again.") from error
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a file of tensors: {error}. Only tensors are read, never pickled objects.") from error
-    tensors = {"": loaded} if isinstance(loaded, Tensor) else loaded
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise CheckpointError(f"{path} holds something else than named tensors.")
-    return {str(key): tensor for key, tensor in tensors.items()}
-
-
-def _read_queries(folder: Path) -> Tensor:
-    tensors = list(_read_tensors(folder / QUERIES).values())
-    if len(tensors) != 1 or tensors[0].dim() not in (2, 3):
-        raise CheckpointError(
-            f"{folder / QUERIES} must hold one tensor (queries, width); it holds shapes {[tuple(tensor.shape) for tensor in tensors]}."
-        )
-    return tensors[0].reshape(-1, tensors[0].shape[-1]).float()
-
-
-def _read_gate(folder: Path) -> dict[str, Tensor]:
-    """The gate's two layers; other key names are understood if their order is that of the layers."""
-    tensors = {key: tensor.float() for key, tensor in _read_tensors(folder / GATE).items()}
-    layers = sorted({key.rpartition(".")[0] for key in tensors})
-    names = {f"{layer}.{kind}": f"{number}.{kind}" for layer, number in zip(layers, (0, 2), strict=False) for kind in ("weight", "bias")}
-    if len(layers) != 2 or set(tensors) != set(names):
-        raise CheckpointError(f"{folder / GATE} must hold weight and bias of two layers; it holds {', '.join(sorted(tensors)) or 'nothing'}.")
-    return {names[key]: tensor for key, tensor in tensors.items()}
-
-
-def _check_keys(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: Path) -> None:
-    missing, foreign = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    if missing or foreign:
-        parts = [f"lacks {missing[0]} ({len(missing)} in all)"] if missing else []
-        parts += [f"holds {foreign[0]}, which the model does not have ({len(foreign)} in all)"] if foreign else []
-        raise CheckpointError(f"{where} {' and '.join(parts)}. It is damaged, or made for another model.")
-    for key, tensor in expected.items():
-        if found[key].shape != tensor.shape:
-            raise CheckpointError(
-                f"{key} in {where} has the shape {tuple(found[key].shape)}, the model's {tuple(tensor.shape)}: it was made for another model."
-            )

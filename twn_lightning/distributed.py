@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -42,8 +43,8 @@ def gather_with_grad(rows: Tensor) -> Tensor:
     padded, counts = _padded(rows)
     if torch.is_grad_enabled() and not padded.requires_grad:
         padded = padded.detach().requires_grad_()  # a rank without rows of its own must still take part in the others' backward
-    pieces: tuple[Tensor, ...] = torch.distributed.nn.functional.all_gather(padded)  # type: ignore[no-untyped-call]
-    return torch.cat([piece[:count] for piece, count in zip(pieces, counts, strict=True)])
+    everything: Tensor = _Gathered.apply(padded)  # type: ignore[no-untyped-call]
+    return torch.cat([piece[:count] for piece, count in zip(everything.chunk(len(counts)), counts, strict=True)])
 
 
 def gather(rows: Tensor) -> Tensor:
@@ -79,6 +80,63 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return total
 
 
+def max_over_ranks(value: int) -> int:
+    """The largest of all ranks' values; all ranks must call it."""
+    if world_size() == 1:
+        return value
+    largest = torch.tensor(value, device=_device())
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether each rank holds a share of every parameter (ZeRO-3) while this module trains.
+
+    A weight is then whole only while the module that owns it runs, and for that all ranks must run the same modules in the same order.
+    """
+    return hasattr(next(module.parameters(), None), "ds_id")
+
+
+def num_elements(parameter: Tensor) -> int:
+    """Elements of a parameter, all ranks' shares together."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def full_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of the trainable parameters on the CPU, by name, whole whatever shares the ranks hold; all ranks must call it.
+
+    Where a parameter is trained in 16 bits beside an exact copy (DeepSpeed), it is the exact one.
+    """
+    whole = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            value: Tensor = parameter
+            if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
+                from deepspeed.utils import safe_get_full_fp32_param
+
+                value = safe_get_full_fp32_param(parameter)
+            whole[name] = value.detach().float().cpu().clone()
+    return whole
+
+
+def drop_shards(module: nn.Module) -> None:
+    """Frees this rank's shares of the parameters (ZeRO-3) of a module that is not used again, whoever still holds it."""
+    for parameter in module.parameters():
+        if hasattr(parameter, "ds_tensor"):
+            parameter.ds_tensor.data = parameter.ds_tensor.data.new_empty(0)
+
+
+def from_rank_zero(value: T) -> T:
+    """Rank 0's value on every rank; for what all must agree on, such as whether a file is there."""
+    return gather_objects(value)[0]
+
+
+def barrier() -> None:
+    """Waits for all ranks."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def first_row(num_rows: int, device: torch.device | str = "cpu") -> int:
     """Where this rank's rows begin in what `gather` gives.
 
@@ -103,8 +161,29 @@ def rank_zero_first() -> Iterator[bool]:
             dist.barrier()
 
 
+class _Gathered(torch.autograd.Function):
+    """As many rows of each rank, in rank order; backward gives each rank the sum of all ranks' gradients for its rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        pieces = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(pieces, rows.contiguous())
+        return torch.cat(pieces)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(world_size())[rank()]
+
+
 def _is_initialised() -> bool:
     return dist.is_available() and dist.is_initialized()
+
+
+def _device() -> torch.device:
+    """A device that the process group can send from."""
+    return torch.device("cuda", torch.cuda.current_device()) if "nccl" in dist.get_backend() else torch.device("cpu")
 
 
 def _counts(num_rows: int, device: torch.device) -> list[int]:
@@ -120,3 +199,29 @@ def _padded(rows: Tensor) -> tuple[Tensor, list[int]]:
     if missing:
         rows = torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
     return rows, counts
+
+
+@contextmanager
+def join_process_group(*, use_gpu: bool) -> Iterator[torch.device]:
+    """Joins the processes that torchrun started beside this one, for as long as the block runs; alone in one that was started by itself.
+
+    Reads ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK`` from the environment.
+
+    Args:
+        use_gpu: Each process takes the GPU of its local rank, and they talk by NCCL; otherwise by gloo, on the CPU.
+
+    Yields:
+        This process's device.
+    """
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local) if use_gpu else torch.device("cpu")
+    joins = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ and not _is_initialised()
+    if use_gpu:
+        torch.cuda.set_device(device)
+    if joins:  # a rank that has finished its share of a large task may wait long for the others
+        dist.init_process_group("nccl" if use_gpu else "gloo", timeout=datetime.timedelta(days=1))
+    try:
+        yield device
+    finally:
+        if joins:
+            dist.destroy_process_group()

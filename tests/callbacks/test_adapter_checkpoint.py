@@ -1,3 +1,4 @@
+import dataclasses
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,11 +9,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from callbacks.adapter_checkpoint import AdapterCheckpoint, replace_checkpoint
+from callbacks.adapter_checkpoint import AdapterCheckpoint, can_resume, replace_checkpoint, resume_from
 from callbacks.sinks import log_metrics
 from twn_lightning.batches import GateBatch
 from twn_lightning.errors import CheckpointError, ConfigError
 from twn_lightning.stages.gate import GateStage
+from twn_lightning.trainables import Trainables, read_trainables
 
 TrainerMaker = Callable[..., Trainer]
 Loader = DataLoader[GateBatch]
@@ -214,3 +216,42 @@ def test_numbers_out_of_range_are_refused(tmp_path: Path) -> None:
         AdapterCheckpoint(tmp_path, every_n_steps=-1)
     with pytest.raises(ConfigError, match="mode is 'maximum'"):
         AdapterCheckpoint(tmp_path, mode="maximum")  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_of_one_file_is_resumed_whole_and_a_sharded_one_is_not(
+    make_trainer: TrainerMaker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer()
+    (tmp_path / "last.ckpt").mkdir()
+    with pytest.raises(CheckpointError, match=r"no trained parameters at .*last.trainables.safetensors"):
+        can_resume(trainer, tmp_path / "last.ckpt")
+    Trainables(stage="gate", global_step=3, sharding="ZeRO-3 on 4 ranks", tensors={"a": torch.zeros(1)}).save(
+        tmp_path / "last.trainables.safetensors"
+    )
+    assert can_resume(trainer, tmp_path / "file.ckpt")
+    assert not caplog.text
+    assert not can_resume(trainer, tmp_path / "last.ckpt")
+    assert "is of ZeRO-3 on 4 ranks, and training goes on with one file" in caplog.text
+    assert "moments start anew" in caplog.text
+
+
+def test_trained_parameters_alone_take_up_step_schedule_data_and_best(
+    make_trainer: TrainerMaker, gate_stage: GateStage, gate_loader: Loader, tmp_path: Path
+) -> None:
+    make_trainer(Scores({1: 0.9}), AdapterCheckpoint(tmp_path, every_n_steps=1, monitor="score"), max_steps=2).fit(gate_stage, gate_loader)
+    trained = read_trainables(tmp_path / "last.ckpt")
+    expected = {name: tensor.clone() for name, tensor in trained.tensors.items()}
+    with torch.no_grad():
+        for parameter in gate_stage.model.gate.parameters():
+            parameter.zero_()
+    again = AdapterCheckpoint(tmp_path, every_n_steps=1, monitor="score")
+    trainer = make_trainer(again, RaiseAt(2, RuntimeError("looked")))
+    resume_from(trainer, gate_stage, trained)
+    with pytest.raises(RuntimeError, match="looked"):
+        trainer.fit(gate_stage, gate_loader)
+    assert (trainer.global_step, gate_stage.micro_step) == (2, 2)
+    assert all(torch.equal(gate_stage.model.get_parameter(name), tensor) for name, tensor in expected.items())
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.02 * gate_stage.optim.factor(2))
+    assert again.best == pytest.approx({"step=000001.ckpt": 0.9})
+    with pytest.raises(CheckpointError, match="of the stage 'grpo' and cannot resume 'gate'"):
+        resume_from(trainer, gate_stage, dataclasses.replace(trained, stage="grpo"))

@@ -14,7 +14,7 @@ from callbacks.adapter_checkpoint import AdapterCheckpoint
 from callbacks.mmeb_eval import MmebEval
 from callbacks.run_record import RunRecord
 from callbacks.sinks import StepClock
-from twn_lightning.batches import GateBatch, Item
+from twn_lightning.batches import GateBatch, Inputs, Item
 from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.evaluate import evaluate_task
 from twn_lightning.evaluation.task import Query, RetrievalTask
@@ -58,6 +58,28 @@ def test_scores_are_logged_by_task_and_mode_and_can_be_monitored(
     assert [row.name for row in callback.report.rows] == ["flags", "digits"]
     assert "flags" in memory.texts["validation/report.md"]
     assert checkpoint.best_path == tmp_path / "step=000002.ckpt"
+
+
+def test_a_limit_on_tokens_changes_batches_and_no_score(
+    make_trainer: TrainerMaker, gate_stage: GateStage, gate_loader: Loader, make_items: Callable[[int], list[Item]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    original = gate_stage.model.encode
+
+    def counted(inputs: Inputs, **settings: Any) -> object:
+        sizes.append(inputs.input_ids.numel())
+        return original(inputs, **settings)
+
+    monkeypatch.setattr(gate_stage.model, "encode", counted)
+    found = {}
+    for limit in (None, 120):
+        callback = MmebEval([task("flags", make_items)], decoding=DECODING, max_batch_tokens=limit)
+        sizes.clear()
+        make_trainer(callback, max_steps=1).fit(gate_stage, gate_loader)
+        assert callback.report is not None
+        found[limit] = callback.report.rows[0].scores, max(sizes) <= 120
+    assert found[None][0] == found[120][0]
+    assert [within for _, within in found.values()] == [False, True]
 
 
 def test_evaluation_leaves_training_as_it_was(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from experiments.build import build_gate_data, build_pair_data, build_processor,
 from experiments.runs import CONFIGS, STEPS
 from twn_lightning.batches import GateBatch
 from twn_lightning.configs.load import load_config
-from twn_lightning.configs.run import RunConfig
-from twn_lightning.errors import DataError
+from twn_lightning.configs.run import STAGES, RunConfig
+from twn_lightning.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -50,6 +51,20 @@ def test_a_file_is_read_once_for_a_stage_and_its_weight_is_known(config: RunConf
     weights = source_weights(config, data.sources)
     assert (weights["with"], weights["without"], weights["FlagName"]) == (3.0, 3.0, 2.0)
     assert weights.keys() <= {"with", "without", "FlagName", "DigitSum"}  # the settings weigh tasks that this run leaves out
+
+
+def test_a_source_serves_the_stages_that_it_names(config: RunConfig) -> None:
+    first, second = config.data.sources
+    sources = [dataclasses.replace(first, stages=("contrastive",)), dataclasses.replace(second, stages=("contrastive", "grpo"))]
+    chosen = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources))
+    kept = {stage: {"with", "without"} & build_sources(chosen, "train", stage=stage).keys() for stage in STAGES}
+    assert kept == {"contrastive": {"with", "without"}, "cot_sft": set(), "gate": set(), "grpo": {"without"}}
+    build_sources(chosen, "train", with_cot=True)  # stage 2 does not read the file without thoughts
+    alone = dataclasses.replace(chosen, data=dataclasses.replace(chosen.data, suite="none", tasks=()))
+    with pytest.raises(ConfigError, match="None of data.sources is for the stage cot_sft"):
+        build_sources(alone, "train", stage="cot_sft")
+    with pytest.raises(ConfigError, match="data.sources.stages holds 'rl': choose among contrastive"):
+        dataclasses.replace(first, stages=("rl",))
 
 
 def test_a_missing_chain_of_thought_is_reported_before_stage_2_trains(config: RunConfig) -> None:

@@ -51,6 +51,15 @@ def test_other_settings_are_refused_for_what_they_touch(tmp_path: Path) -> None:
     folder_of(tmp_path, "stages.grpo.steps=5", "evaluation.batch_size=3", "trainer.progress_bar=false").check("stage2")
 
 
+def test_a_step_goes_on_with_another_number_of_devices_if_the_batch_stays(tmp_path: Path) -> None:
+    finish(folder_of(tmp_path, "stages.contrastive.batch_size=32"), 0)
+    folder_of(tmp_path, "stages.contrastive.batch_size=8", "trainer.devices=2", "trainer.num_nodes=2").check("stage1")
+    with pytest.raises(ConfigError, match="stages.contrastive.batch_size was 32 and is 64"):
+        folder_of(tmp_path, "stages.contrastive.batch_size=32", "trainer.devices=2").check("stage1")
+    with pytest.raises(ConfigError, match="was 32 and is 8 a GPU"):
+        folder_of(tmp_path, "stages.contrastive.batch_size=8", "trainer.devices=-1").check("stage1")
+
+
 def test_a_recipe_is_all_that_makes_a_step_and_those_before_it(tmp_path: Path) -> None:
     base = folder_of(tmp_path)
     for overrides, number_equal in (

@@ -17,6 +17,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from twn_lightning.distributed import num_elements
 from twn_lightning.errors import ConfigError
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -70,8 +71,25 @@ def part_of(name: str) -> str:
     for adapter in ("reasoning", "embedding", "reference"):
         if ".lora_" in name and f".{adapter}." in name:
             return adapter
-    head = name.partition(".")[0]
-    return head if head in ("queries", "gate") else "backbone"
+    return {"query_table": "queries", "gate": "gate"}.get(name.partition(".")[0], "backbone")
+
+
+def parameter_counts(module: nn.Module, parts: Sequence[str]) -> dict[str, float]:
+    """Parameters of each part, "backbone", "added" (all parts), "trainable" now, and "ratio": added / backbone; a sharded parameter counts whole.
+
+    Args:
+        module: The model.
+        parts: Besides the backbone.
+    """
+    counts: dict[str, float] = dict.fromkeys([*parts, "backbone", "trainable"], 0)
+    for name, parameter in module.named_parameters():
+        part = part_of(name)
+        if part != "reference":
+            counts[part] += num_elements(parameter)
+        counts["trainable"] += num_elements(parameter) if parameter.requires_grad else 0
+    counts["added"] = sum(counts[part] for part in parts)
+    counts["ratio"] = counts["added"] / counts["backbone"]
+    return counts
 
 
 @contextlib.contextmanager
@@ -93,6 +111,40 @@ def use_adapter(layers: nn.Module | Sequence[LoraLayer], name: str | None) -> It
         for layer, (active, disabled) in zip(chosen, before, strict=True):
             layer._active_adapter = active
             layer._disable_adapters = disabled
+
+
+@contextlib.contextmanager
+def adapter_pass(layers: Sequence[LoraLayer], checkpointed: Sequence[nn.Module], name: str, *, dropout: bool, recompute: bool) -> Iterator[None]:
+    """Runs the body under an adapter, with or without its dropout, and with or without recomputing layers in backward.
+
+    Args:
+        layers: LoRA layers of the model.
+        checkpointed: Layers whose ``gradient_checkpointing`` flag says whether they recompute; none where the model never does.
+        name: The adapter.
+        dropout: Whether its dropout drops.
+        recompute: Whether the checkpointed layers recompute.
+    """
+    flags: list[tuple[nn.Module, str, bool]] = [(layer, "gradient_checkpointing", recompute) for layer in checkpointed]
+    drops = [layer.lora_dropout[name] for layer in layers if name in layer.lora_dropout]
+    flags += [(drop, "training", dropout) for drop in drops if isinstance(drop, nn.Dropout)]
+    before = [getattr(module, flag) for module, flag, _ in flags]
+    for module, flag, value in flags:
+        setattr(module, flag, value)
+    try:
+        with use_adapter(layers, name):
+            yield
+    finally:
+        for (module, flag, _), value in zip(flags, before, strict=True):
+            setattr(module, flag, value)
+
+
+@contextlib.contextmanager
+def keeping_trainable(module: nn.Module) -> Iterator[None]:
+    """Runs the body, then lets exactly those parameters require gradients that did before: PEFT changes that when adapters come or go."""
+    trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    yield
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in trainable)
 
 
 def active_adapter(layers: Sequence[LoraLayer]) -> str | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Literal
 
@@ -15,14 +14,19 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from twn_lightning.batches import Inputs, Thoughts
+from twn_lightning.distributed import is_sharded, max_over_ranks, num_elements
 from twn_lightning.errors import ConfigError
-from twn_lightning.models.adapters import LoraSpec, checkpoint_context_fn, lora_layers, part_of, use_adapter
+from twn_lightning.models.adapters import LoraSpec, adapter_pass, checkpoint_context_fn, keeping_trainable, lora_layers, parameter_counts, part_of
+from twn_lightning.models.architecture import check_architecture
 from twn_lightning.models.backbones.base import Backbone, Processor, Prompt
 from twn_lightning.models.columns import appended, at_column, last_column, mean_over_words, text_columns
+from twn_lightning.models.encoding import encode_batch
 from twn_lightning.models.gate import GateReads, RoutingGate
 from twn_lightning.models.generation import banned_tokens, score_thoughts, write_thoughts
 from twn_lightning.models.outputs import Decoding, Embedding, Encoded, Rollout, Supervised
+from twn_lightning.models.pieces import joined, piece_of, rows_by_length
 from twn_lightning.models.prefix import Prefix, detached_cache, mapped_cache, shared_cache
+from twn_lightning.models.queries import QueryTable
 
 Interface = Literal["kv", "reencode"]
 Part = Literal["reasoning", "embedding", "queries", "gate"]
@@ -71,17 +75,7 @@ class DualLoRAModel(nn.Module):
         detach: bool = True,
     ) -> None:
         super().__init__()
-        if interface not in ("kv", "reencode"):
-            raise ConfigError(f"interface is {interface!r}; choose kv or reencode.")
-        if num_queries < 0:
-            raise ConfigError(f"num_queries is {num_queries}; choose at least 1, or 0 to pool the last token.")
-        if num_queries == 0 and interface == "kv" and embedding is not None:
-            raise ConfigError(
-                "num_queries is 0, but with the interface kv the reasoning adapter alone has read the last token: choose at least 1, "
-                "interface='reencode', or embedding=None (one shared adapter)."
-            )
-        if embedding is None and detach:
-            raise ConfigError("A shared adapter (embedding=None) cannot be cut off from itself: choose detach=False, or give an embedding adapter.")
+        check_architecture(interface=interface, num_queries=num_queries, is_shared=embedding is None, detach=detach)
         if lora_layers(backbone.model):
             raise ConfigError("The backbone carries adapters already. Load a fresh one for each model.")
         self.backbone = backbone
@@ -101,7 +95,8 @@ class DualLoRAModel(nn.Module):
         self._peft: tuple[PeftModel] = (peft,)
         self._lora_layers = lora_layers(backbone.model)
         table = backbone.embed_tokens(torch.arange(backbone.processor.vocabulary_size, device=backbone.model.device)).float()
-        self.queries = nn.Parameter(torch.randn(num_queries, backbone.hidden_size) * table.std().cpu())
+        self.num_queries = num_queries
+        self.query_table = QueryTable(torch.randn(num_queries, backbone.hidden_size) * table.std().cpu())
         self.gate = RoutingGate(backbone.hidden_size, gate_hidden_size=gate_hidden_size, reads=gate_reads, threshold=gate_threshold)
         self.to(backbone.model.device)
         self.register_buffer("banned", banned_tokens(backbone), persistent=False)
@@ -115,7 +110,7 @@ class DualLoRAModel(nn.Module):
 
     @property
     def peft(self) -> PeftModel:
-        """PEFT's view of the backbone, which loads and saves the adapters."""
+        """PEFT's view of the backbone."""
         return self._peft[0]
 
     @property
@@ -124,16 +119,19 @@ class DualLoRAModel(nn.Module):
         return self.backbone.hidden_size
 
     @property
-    def num_queries(self) -> int:
-        """K; 0 if the last token is pooled."""
-        return int(self.queries.shape[0])
+    def queries(self) -> nn.Parameter:
+        """The learnable queries, ``(K, H)``."""
+        return self.query_table.weight
 
     @property
     def device(self) -> torch.device:
         """Where the queries are."""
         return self.queries.device
 
-    # What trains
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each rank holds a share of every parameter (ZeRO-3), so that all ranks must run the same passes in the same order."""
+        return is_sharded(self)
 
     def named_part_parameters(self, *parts: Part) -> dict[str, nn.Parameter]:
         """Parameters of these parts by their name in `named_parameters`.
@@ -151,22 +149,14 @@ class DualLoRAModel(nn.Module):
         """Lets exactly these parts require gradients; shared adapters are both parts."""
         chosen = self.named_part_parameters(*parts)
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name in chosen and parameter.numel() > 0)  # no queries, no gradient: DDP would wait for it
+            parameter.requires_grad_(name in chosen and num_elements(parameter) > 0)  # no queries, no gradient: DDP would wait for it
 
     def parameter_report(self) -> dict[str, float]:
         """Parameters of each part, "backbone", "added" (all parts), "trainable" now, and "ratio": added / backbone.
 
         A shared adapter is counted once, as "reasoning".
         """
-        counts: dict[str, float] = dict.fromkeys([*PARTS, "backbone", "trainable"], 0)
-        for name, parameter in self.named_parameters():
-            part = part_of(name)
-            if part != "reference":
-                counts[part] += parameter.numel()
-            counts["trainable"] += parameter.numel() if parameter.requires_grad else 0
-        counts["added"] = sum(counts[part] for part in PARTS)
-        counts["ratio"] = counts["added"] / counts["backbone"]
-        return counts
+        return parameter_counts(self, PARTS)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes the decoder layers in the backward of passes that train and use no cache.
@@ -182,24 +172,18 @@ class DualLoRAModel(nn.Module):
     def add_reference(self) -> None:
         """Keeps a frozen copy of the reasoning adapter as it is now, named "reference"; an earlier one is replaced."""
         self.drop_reference()
-        trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        self.peft.add_adapter("reference", self.adapters["reasoning"].config(self._targets(self.adapters["reasoning"])))
-        parameters = dict(self.named_parameters())
-        with torch.no_grad():
+        with keeping_trainable(self), torch.no_grad():
+            self.peft.add_adapter("reference", self.adapters["reasoning"].config(self._targets(self.adapters["reasoning"])))
+            parameters = dict(self.named_parameters())
             for name, parameter in parameters.items():
                 if part_of(name) == "reference":
                     parameter.copy_(parameters[name.replace(".reference.", ".reasoning.")])
-                parameter.requires_grad_(name in trainable)
 
     def drop_reference(self) -> None:
         """Forgets the copy made by `add_reference`, if there is one."""
         if "reference" in self.peft.peft_config:
-            trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-            self.peft.delete_adapter("reference")
-            for name, parameter in self.named_parameters():
-                parameter.requires_grad_(name in trainable)
-
-    # Passes
+            with keeping_trainable(self):
+                self.peft.delete_adapter("reference")
 
     def prefill(self, inputs: Inputs) -> Prefix:
         """Prompts for `embed` and `think`; the reasoning adapter reads them now if the queries need its cache.
@@ -240,7 +224,9 @@ class DualLoRAModel(nn.Module):
         if prefix.prompt is not None:
             start = replace(prefix, cache=self._read_prompts(prefix.prompt, prefix.attention_mask, "reasoning")[0])
         with self._pass("reasoning", dropout=False, recompute=False):
-            thoughts, log_probs, cache = write_thoughts(self.backbone, start, decoding, banned=self.banned, generator=generator)
+            thoughts, log_probs, cache = write_thoughts(
+                self.backbone, start, decoding, banned=self.banned, generator=generator, sharded=self.is_sharded
+            )
         finished = (thoughts.token_ids == self.processor.think_close_id).any(dim=1)
         grown = prefix.with_thoughts(thoughts, None if prefix.cache is None else cache)
         return Rollout(thoughts=thoughts, log_probs=log_probs, prefix=grown, finished=finished)
@@ -255,7 +241,7 @@ class DualLoRAModel(nn.Module):
         if prefix.cache is not None:
             cache = detached_cache(prefix.cache) if self.detach else shared_cache(prefix.cache)
         if self.num_queries:
-            readers = self.queries.to(self.backbone.model.dtype).expand(len(prefix), -1, -1)
+            readers = self.query_table(len(prefix), self.backbone.model.dtype)
         elif cache is not None:
             # The last token runs again in place of queries, where it stood and with its first reading hidden: the same state.
             readers, next_position = self._last_embedding(prefix)[:, None], next_position - 1
@@ -278,6 +264,21 @@ class DualLoRAModel(nn.Module):
             prompt_state = mean_over_words(columns_read, prefix.attention_mask, prefix.prompt.visual_mask)
         return Embedding(vector=functional.normalize(state, dim=-1), state=state, prompt_state=prompt_state)
 
+    def embed_prompts(self, inputs: Inputs, *, max_tokens: int | None) -> Embedding:
+        """`embed` of `prefill`, in pieces of prompts of similar length: the same rows and gradients with less memory and less padding.
+
+        Args:
+            inputs: Prompts.
+            max_tokens: Tokens that are read at once, padding included, at most (a single longer prompt is read alone); None reads all at once.
+        """
+        pieces = rows_by_length(inputs, max_tokens=max_tokens)
+        if self.is_sharded and max_tokens is not None:  # as many passes on each rank; what the spare ones give is left out
+            pieces += [pieces[-1][:1]] * (max_over_ranks(len(pieces)) - len(pieces))
+        if len(pieces) == 1:
+            return self.embed(self.prefill(inputs))
+        parts = [self.embed(self.prefill(piece_of(inputs, rows))) for rows in pieces]
+        return joined(parts, pieces, num_rows=len(inputs))
+
     def supervise(self, inputs: Inputs, thoughts: Thoughts) -> Supervised:
         """Scores given chains of thought with gradient to the reasoning adapter, and leaves what `embed` reads: one pass serves both.
 
@@ -292,7 +293,7 @@ class DualLoRAModel(nn.Module):
         cache = DynamicCache() if self.interface == "kv" and not recompute else None
         with self._pass("reasoning", dropout=self.training, recompute=recompute):
             hidden = self._read_together(prompt, mask, thoughts, cache)
-        log_probs, correct = score_thoughts(self.backbone, hidden, thoughts, banned=self.banned)
+        log_probs, correct = score_thoughts(self.backbone, hidden, thoughts, banned=self.banned, sharded=self.is_sharded)
         if cache is None:
             prefix = self.extend(self._prefix_of(prompt, mask), thoughts)
         else:
@@ -323,7 +324,7 @@ class DualLoRAModel(nn.Module):
             cache = mapped_cache(self._read_prompts(prompt, mask, adapter)[0], lambda tensor: tensor.index_select(0, rows))
             with self._pass(adapter, dropout=False, recompute=False):
                 hidden = self._read_thoughts(prompt.next_position[rows], mask[rows], thoughts, cache)
-        return score_thoughts(self.backbone, hidden, thoughts, banned=self.banned)[0]
+        return score_thoughts(self.backbone, hidden, thoughts, banned=self.banned, sharded=self.is_sharded)[0]
 
     @torch.no_grad()
     def encode(
@@ -337,23 +338,7 @@ class DualLoRAModel(nn.Module):
             decoding: How chains of thought are written.
             generator: Of the sampling.
         """
-        prefix = self.prefill(inputs)
-        discriminative = self.embed(prefix)
-        state = self.gate.reading(discriminative)
-        probability = self.gate.probability(state)
-        thinks = {
-            "never": torch.zeros_like(probability, dtype=torch.bool),
-            "always": torch.ones_like(probability, dtype=torch.bool),
-            "auto": probability >= self.gate.threshold,
-        }[think]
-        generative, num_tokens = discriminative.vector.clone(), torch.zeros_like(probability, dtype=torch.long)
-        rows, thoughts = thinks.nonzero().squeeze(1), None
-        if len(rows):
-            rollout = self.think(prefix if len(rows) == len(prefix) else prefix.select(rows), decoding, generator=generator)
-            thoughts = rollout.thoughts
-            generative[rows] = self.embed(rollout.prefix).vector
-            num_tokens[rows] = thoughts.num_reasoning_tokens
-        return Encoded(discriminative.vector, state, probability, thinks, generative, num_tokens, thoughts)
+        return encode_batch(self, inputs, think=think, decoding=decoding, generator=generator)
 
     def _targets(self, spec: LoraSpec) -> str:
         return spec.target_modules[0] if spec.is_regex else self.backbone.lora_targets(spec.target_modules)
@@ -407,21 +392,7 @@ class DualLoRAModel(nn.Module):
     def _columns_of(self, prompt: Prompt, thoughts: Thoughts | None) -> Prompt:
         return prompt if thoughts is None else appended(prompt, self.backbone.embed_tokens(thoughts.token_ids), thoughts.mask)
 
-    @contextlib.contextmanager
-    def _pass(self, adapter: str, *, dropout: bool, recompute: bool) -> Iterator[None]:
-        """Runs the body under an adapter, with or without its dropout, and with or without recomputing in backward."""
-        adapter = self._adapter_of(adapter)
-        flags: list[tuple[nn.Module, str, bool]] = []
-        if self._recomputes:
-            flags += [(layer, "gradient_checkpointing", recompute) for layer in self.backbone.checkpointed_layers()]
-        drops = [layer.lora_dropout[adapter] for layer in self._lora_layers if adapter in layer.lora_dropout]
-        flags += [(drop, "training", dropout) for drop in drops if isinstance(drop, nn.Dropout)]
-        before = [getattr(module, flag) for module, flag, _ in flags]
-        for module, flag, value in flags:
-            setattr(module, flag, value)
-        try:
-            with use_adapter(self._lora_layers, adapter):
-                yield
-        finally:
-            for (module, flag, _), value in zip(flags, before, strict=True):
-                setattr(module, flag, value)
+    def _pass(self, adapter: str, *, dropout: bool, recompute: bool) -> AbstractContextManager[None]:
+        """Runs a body under an adapter, with or without its dropout, and with or without recomputing in backward."""
+        checkpointed = self.backbone.checkpointed_layers() if self._recomputes else ()
+        return adapter_pass(self._lora_layers, checkpointed, self._adapter_of(adapter), dropout=dropout, recompute=recompute)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from twn_lightning.batches import Thoughts
+from twn_lightning.distributed import max_over_ranks
 from twn_lightning.models.backbones.base import Backbone, Prompt
 from twn_lightning.models.outputs import Decoding
 from twn_lightning.models.prefix import Prefix, leave_out_all_but, mapped_cache, roomy_cache
 
+MAX_SCORES = 2**26
+"""Float32 scores of tokens over the vocabulary that a training step holds at once: a quarter of a gibibyte, a few times over in backward."""
 _LOOK_EVERY = {"cpu": 1, "cuda": 8}
 """Tokens between two looks at who has finished: an accelerator has to be waited for, the CPU has not."""
 
@@ -36,21 +42,39 @@ def log_softmax_of_allowed(logits: Tensor, banned: Tensor) -> Tensor:
     return logits.masked_fill(banned, float("-inf")).log_softmax(dim=-1)
 
 
-def score_thoughts(backbone: Backbone, hidden: Tensor, thoughts: Thoughts, *, banned: Tensor) -> tuple[Tensor, Tensor]:
+def score_thoughts(
+    backbone: Backbone, hidden: Tensor, thoughts: Thoughts, *, banned: Tensor, max_scores: int = MAX_SCORES, sharded: bool = False
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the thoughts' tokens, and whether each is the most probable one; both ``(B, T - 1)``.
+
+    The scores of many tokens over a large vocabulary would be the largest tensor of a training step: they are computed some tokens at a time, and
+    once more in backward.
 
     Args:
         backbone: Turns states into scores.
         hidden: Of the thoughts' columns, ``(B, T, H)``.
         thoughts: Whose tokens.
         banned: Tokens that may not be written, bool ``(V,)``.
+        max_scores: Scores that are there at once, at most (but those of one token).
+        sharded: All ranks must make as many parts.
     """
     is_written = thoughts.mask[:, 1:].bool()
-    written = thoughts.token_ids[:, 1:][is_written]
-    scores = log_softmax_of_allowed(backbone.logits(hidden[:, :-1][is_written]), banned)
+    states, written = hidden[:, :-1][is_written], thoughts.token_ids[:, 1:][is_written]
+    num_parts = max(1, math.ceil(len(written) / max(1, max_scores // len(banned))))
+    num_parts = max_over_ranks(num_parts) if sharded else num_parts
+
+    def score(states: Tensor, written: Tensor) -> tuple[Tensor, Tensor]:
+        scores = log_softmax_of_allowed(backbone.logits(states), banned)
+        return scores.gather(-1, written[:, None]).squeeze(-1), scores.argmax(dim=-1) == written
+
+    if num_parts == 1:
+        parts = [score(states, written)]
+    else:
+        pairs = zip(states.tensor_split(num_parts), written.tensor_split(num_parts), strict=True)
+        parts = [checkpoint(score, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
     log_probs, correct = torch.zeros(is_written.shape, device=hidden.device), torch.zeros_like(is_written)
-    log_probs[is_written] = scores.gather(-1, written[:, None]).squeeze(-1)
-    correct[is_written] = scores.argmax(dim=-1) == written
+    log_probs[is_written] = torch.cat([part[0] for part in parts])
+    correct[is_written] = torch.cat([part[1] for part in parts])
     return log_probs, correct
 
 
@@ -79,7 +103,7 @@ def pick(log_probs: Tensor, decoding: Decoding, uniform: Tensor) -> Tensor:
 
 @torch.no_grad()
 def write_thoughts(
-    backbone: Backbone, prefix: Prefix, decoding: Decoding, *, banned: Tensor, generator: torch.Generator | None
+    backbone: Backbone, prefix: Prefix, decoding: Decoding, *, banned: Tensor, generator: torch.Generator | None, sharded: bool = False
 ) -> tuple[Thoughts, Tensor, DynamicCache]:
     """Continues each prompt with an opening marker and what the active adapter writes until its closing marker.
 
@@ -91,6 +115,7 @@ def write_thoughts(
         decoding: How tokens are chosen.
         banned: Tokens that may not be written, bool ``(V,)``.
         generator: Of the sampling; each row's chance is its own, whatever the other rows write.
+        sharded: All ranks must run as many passes, so that a rank goes on until the last one has finished.
 
     Returns:
         The thoughts; `Rollout.log_probs`; and the cache with the thoughts, each row's last token too.
@@ -117,10 +142,11 @@ def write_thoughts(
         writing = writing & (token != processor.think_close_id)
         if (step + 1) % look_every == 0:
             num_writing = int(writing.sum())
-            if not num_writing:
+            if not (max_over_ranks(num_writing) if sharded else num_writing):
                 break
-            if 2 * num_writing <= len(rows):
-                rows, hidden, writing = rows[writing], hidden[writing], writing[writing]
+            if 2 * num_writing <= len(rows) > 1:
+                kept = writing if num_writing else torch.zeros_like(rows[:1])  # one row goes along with the other ranks
+                rows, hidden, writing = rows[kept], hidden[kept], writing[kept]
                 leave_out_all_but(cache, rows)
         scores = log_softmax_of_allowed(backbone.logits(hidden), banned)
         token = pick(scores, decoding, chance[rows, step])

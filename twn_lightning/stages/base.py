@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from twn_lightning.batches import GateBatch, PairBatch
 from twn_lightning.distributed import rank, world_size
-from twn_lightning.errors import CheckpointError, TwnError
+from twn_lightning.errors import CheckpointError, ConfigError, TwnError
 from twn_lightning.models.dual_lora import DualLoRAModel, Part
 
 BatchT = TypeVar("BatchT", PairBatch, GateBatch)
@@ -34,6 +35,7 @@ class OptimSpec:
         warmup_steps: Steps of linear warm-up from 0.
         schedule: After the warm-up: constant, or linear or cosine down to 0.
         betas: Decay rates of the first and second moment.
+        optimizer: adamw is torch's; adamw_8bit keeps both moments in 8 bits (Dettmers et al., 2022; bitsandbytes, on a GPU).
     """
 
     learning_rate: float
@@ -42,6 +44,7 @@ class OptimSpec:
     warmup_steps: int = 0
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     betas: tuple[float, float] = (0.9, 0.98)
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
 
     def factor(self, step: int) -> float:
         """The share of the peak learning rate at an optimiser step, from 0 to 1.
@@ -83,17 +86,27 @@ class StageModule(LightningModule, ABC, Generic[BatchT]):
         seed: Of everything random inside the steps. Each step's randomness is a function of (seed, step, rank), so that a resumed run
             continues as if it had not stopped.
         learning_rates: Peak learning rate of a part, where it is not the optimiser's; the schedule is the same.
+        max_prefill_tokens: Prompt tokens that the backbone reads at once where no gradient runs through it; None reads a batch at once.
     """
 
     stage: ClassVar[str]
     trains: ClassVar[tuple[Part, ...]]
 
-    def __init__(self, model: DualLoRAModel, optim: OptimSpec, *, seed: int = 0, learning_rates: Mapping[Part, float] | None = None) -> None:
+    def __init__(
+        self,
+        model: DualLoRAModel,
+        optim: OptimSpec,
+        *,
+        seed: int = 0,
+        learning_rates: Mapping[Part, float] | None = None,
+        max_prefill_tokens: int | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.optim = optim
         self.seed = seed
         self.learning_rates = dict(learning_rates or {})
+        self.max_prefill_tokens = max_prefill_tokens
         self.micro_step = 0
         """Batches this rank has trained on; unlike `global_step`, it counts each batch of an accumulated step."""
         self.strict_loading = False
@@ -108,13 +121,22 @@ class StageModule(LightningModule, ABC, Generic[BatchT]):
         """
         self.trainer.precision_plugin.convert_input = lambda data: data  # type: ignore[method-assign]
 
+    def on_fit_start(self) -> None:
+        """Has ranks that share every parameter run the same modules: the vision tower also on a batch without pictures."""
+        self.model.backbone.always_run_vision = self.model.is_sharded
+
     @abstractmethod
     def step(self, batch: BatchT) -> StepOutput:
         """Loss and metrics of one batch, in training and (under no_grad, in eval mode) in validation."""
 
     def on_train_start(self) -> None:
-        """Takes the count of batches up where a resumed run left it."""
+        """Takes the count of batches up where a resumed run left it, and the schedule where it went on without a checkpoint of its own."""
         self.micro_step = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        for scheduler in (config.scheduler for config in self.trainer.lr_scheduler_configs):
+            if isinstance(scheduler, LambdaLR) and scheduler.last_epoch < self.trainer.global_step:
+                scheduler.last_epoch = self.trainer.global_step
+                for group, peak in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+                    group["lr"] = peak * self.optim.factor(scheduler.last_epoch)
 
     def training_step(self, batch: BatchT, batch_idx: int) -> Tensor:
         """Computes, checks and logs one batch.
@@ -147,19 +169,22 @@ class StageModule(LightningModule, ABC, Generic[BatchT]):
         return torch.Generator(device=self.device).manual_seed(self._seed_of(purpose))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW over the trainable parameters and its schedule by step."""
+        """AdamW over the trainable parameters and its schedule by step.
+
+        Raises:
+            ConfigError: The optimiser in 8 bits is asked for and cannot run here.
+        """
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         special = {id(parameter): rate for part, rate in self.learning_rates.items() for parameter in self.model.named_part_parameters(part).values()}
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for parameter in parameters:
             rate = special.get(id(parameter), self.optim.learning_rate)
             groups.setdefault((rate, self.optim.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
-        optimizer = torch.optim.AdamW(
-            [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()],
-            lr=self.optim.learning_rate,
-            betas=self.optim.betas,
-            fused=self._can_fuse(parameters),
-        )
+        members = [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()]
+        if self.optim.optimizer == "adamw_8bit":
+            optimizer = self._adamw_8bit(members)
+        else:
+            optimizer = torch.optim.AdamW(members, lr=self.optim.learning_rate, betas=self.optim.betas, fused=self._can_fuse(parameters))
         scheduler = LambdaLR(optimizer, self.optim.factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "frequency": 1}}
 
@@ -178,8 +203,8 @@ class StageModule(LightningModule, ABC, Generic[BatchT]):
         found = checkpoint.get("stage")
         if found != self.stage:
             raise CheckpointError(f"The checkpoint is of the stage {found!r} and cannot resume {self.stage!r}: give the run folder of that stage.")
-        expected, given = self._trainable_names(), set(checkpoint["state_dict"])
-        if checkpoint["state_dict"] and expected != given:
+        expected, given = self._trainable_names(), set(checkpoint.get("state_dict", {}))
+        if given and expected != given:  # DeepSpeed has loaded its shares by itself
             raise CheckpointError(
                 f"The checkpoint of the stage {self.stage} does not fit the model: missing {sorted(expected - given)[:3] or 'nothing'}, "
                 f"unknown {sorted(given - expected)[:3] or 'nothing'}. Resume with the model settings it was trained with."
@@ -201,6 +226,17 @@ class StageModule(LightningModule, ABC, Generic[BatchT]):
             self.log_dict(values, on_step=self.training, on_epoch=not self.training, batch_size=len(batch))
         if self.training:
             self.log("loss", metrics["loss"].detach(), prog_bar=True, logger=False, batch_size=len(batch))
+
+    def _adamw_8bit(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        asked = f"stages.{self.stage}.optim.optimizer is adamw_8bit, but"
+        if self.device.type != "cuda":
+            raise ConfigError(f"{asked} training runs on {self.device.type}, and moments in 8 bits need a GPU of NVIDIA's: choose adamw.")
+        try:
+            module = importlib.import_module("bitsandbytes.optim")
+        except ImportError as error:
+            raise ConfigError(f"{asked} bitsandbytes cannot be loaded ({error}): pip install 'twn-lightning[gpu]', or choose adamw.") from None
+        optimizer: torch.optim.Optimizer = module.AdamW8bit(groups, lr=self.optim.learning_rate, betas=self.optim.betas)
+        return optimizer
 
     def _can_fuse(self, parameters: list[nn.Parameter]) -> bool:
         # Fused AdamW unscales by itself under a float16 scaler, and Lightning can then not clip.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from twn_lightning.batches import Inputs, PairBatch, Thoughts
-from twn_lightning.distributed import world_size
+from twn_lightning.distributed import sum_over_ranks, world_size
 from twn_lightning.errors import ConfigError, DataError
 from twn_lightning.losses.cot import cot_cross_entropy
 from twn_lightning.models.dual_lora import DualLoRAModel, Part
@@ -79,10 +79,9 @@ class CotSftStage(StageModule[PairBatch]):
         weights: Of the loss's parts.
         seed: See `StageModule`.
         learning_rates: See `StageModule`.
-        cot_every: Steps from one with the cross-entropy to the next; in validation it is always computed.
-
-    Raises:
-        ConfigError: At the start of training, if ``cot_every`` is above 1 with several ranks, whose reducers expect every gradient on every step.
+        cot_every: Steps from one with the cross-entropy to the next; in validation it is always computed. On several ranks above 1, DDP must look for
+            parameters without gradient (DeepSpeed would move them all the same).
+        max_prefill_tokens: See `StageModule`; prompts with thoughts are read at once.
     """
 
     stage = "cot_sft"
@@ -98,8 +97,9 @@ class CotSftStage(StageModule[PairBatch]):
         seed: int = 0,
         learning_rates: Mapping[Part, float] | None = None,
         cot_every: int = 1,
+        max_prefill_tokens: int | None = None,
     ) -> None:
-        super().__init__(model, optim, seed=seed, learning_rates=learning_rates)
+        super().__init__(model, optim, seed=seed, learning_rates=learning_rates, max_prefill_tokens=max_prefill_tokens)
         self.cot_every = cot_every
         self.temperature = temperature
         self.weights = weights or CotSftWeights()
@@ -110,13 +110,6 @@ class CotSftStage(StageModule[PairBatch]):
         if self.weights.cot or self._flows_through_cache:
             parts.append("reasoning")
         model.set_trainable(*parts)
-
-    def on_fit_start(self) -> None:
-        """Refuses what several ranks can't do."""
-        if self.cot_every > 1 and world_size() > 1:
-            raise ConfigError(
-                f"stages.cot_sft.cot_every is {self.cot_every}, but {world_size()} processes train: set it to 1, or train with one device."
-            )
 
     @property
     def _supervises(self) -> bool:
@@ -140,7 +133,7 @@ class CotSftStage(StageModule[PairBatch]):
         metrics: dict[str, Tensor] = {}
         supervised = [side.supervised for side in (query, positive) if side.supervised is not None]
         if supervised:
-            losses["cot"] = torch.stack([cot_cross_entropy(each.log_probs, each.mask) for each in supervised]).sum()
+            losses["cot"] = torch.stack([_cross_entropy(each) for each in supervised]).sum()
             metrics["token_accuracy"] = token_accuracy(supervised)
         self._contrast(batch, query, positive, losses, metrics)
         weights = {"cot": self.weights.cot, "disc": self.weights.discriminative, "gen": self.weights.generative, "mixed": self.weights.mixed}
@@ -153,7 +146,7 @@ class CotSftStage(StageModule[PairBatch]):
         if some is None:
             return
         peers = Peers.of(batch)
-        negative = discriminative_rows(self.model, batch.negative, some.own)
+        negative = discriminative_rows(self.model, batch.negative, spare=batch.query, like=some.own, max_tokens=self.max_prefill_tokens)
 
         def contrast(one: Rows | None, other: Rows | None) -> Tensor:
             assert one is not None
@@ -176,7 +169,7 @@ class CotSftStage(StageModule[PairBatch]):
         weights = self.weights
         if thoughts is None:
             is_read = weights.needs_discriminative or weights.needs_generative
-            rows = Rows.gathered(self.model.embed(self.model.prefill(inputs)).vector) if is_read else None
+            rows = Rows.gathered(self.model.embed_prompts(inputs, max_tokens=self.max_prefill_tokens).vector) if is_read else None
             return Side(discriminative=rows, generative=rows, supervised=None)
         supervised, prefix = self._read(inputs, thoughts)
         return Side(
@@ -194,6 +187,11 @@ class CotSftStage(StageModule[PairBatch]):
             return None, self.model.supervise(inputs, thoughts).prefix
         prompts = self.model.prefill(inputs)
         return None, self.model.extend(prompts, thoughts) if self.weights.needs_generative else prompts
+
+
+def _cross_entropy(supervised: Supervised) -> Tensor:
+    num_tokens = sum_over_ranks(supervised.mask.sum()) / world_size()
+    return cot_cross_entropy(supervised.log_probs, supervised.mask, num_tokens=num_tokens)
 
 
 def token_accuracy(supervised: list[Supervised]) -> Tensor:

@@ -74,6 +74,7 @@ class GrpoStage(StageModule[PairBatch]):
         decoding: How thoughts are sampled; its temperature must be above 0.
         rewards: Weights of the reward's parts.
         seed: See `StageModule`.
+        max_prefill_tokens: See `StageModule`; prompts that thoughts are sampled for are read at once.
 
     Raises:
         ConfigError: The decoding is greedy.
@@ -82,10 +83,20 @@ class GrpoStage(StageModule[PairBatch]):
     stage = "grpo"
     trains = ("reasoning",)
 
-    def __init__(self, model: DualLoRAModel, optim: OptimSpec, *, spec: GrpoSpec, decoding: Decoding, rewards: RewardMix, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: DualLoRAModel,
+        optim: OptimSpec,
+        *,
+        spec: GrpoSpec,
+        decoding: Decoding,
+        rewards: RewardMix,
+        seed: int = 0,
+        max_prefill_tokens: int | None = None,
+    ) -> None:
         if decoding.temperature <= 0.0:
             raise ConfigError("GRPO compares different thoughts of one prompt, but at temperature 0 all are equal: choose one above 0.")
-        super().__init__(model, optim, seed=seed)
+        super().__init__(model, optim, seed=seed, max_prefill_tokens=max_prefill_tokens)
         self.spec = spec
         self.decoding = decoding
         self.rewards = rewards
@@ -132,8 +143,10 @@ class GrpoStage(StageModule[PairBatch]):
             query = Rows.gathered(self.model.embed(prompts).vector)
             generator = self.generator()
             rollout = self.model.think(prompts.repeat(self.spec.group_size), self.decoding, generator=generator)
-            positive = discriminative_rows(self.model, batch.positive, query.own)
-            negative = discriminative_rows(self.model, batch.negative, query.own)
+            positive, negative = (
+                discriminative_rows(self.model, inputs, spare=batch.query, like=query.own, max_tokens=self.max_prefill_tokens)
+                for inputs in (batch.positive, batch.negative)
+            )
             groups = self._thinking_positives(batch, generator) if "group_margin" in self.rewards.names else positive.all[:, None]
             reward = self._reward(rollout, query.own, torch.cat([positive.all, negative.all]), groups, peers)
             reference = None

@@ -106,7 +106,7 @@ def test_contrastive_gradient_reaches_all_of_a_shared_adapter(make_model: MakeMo
     vectors(model, *batch(model, make_items(3))).sum().backward()  # type: ignore[no-untyped-call]
     parts = model.named_part_parameters("embedding", "queries")
     assert touched(model) == {name for name, parameter in parts.items() if parameter.numel()}
-    assert parts.keys() - {"queries"} == model.named_part_parameters("reasoning").keys()
+    assert parts.keys() - {"query_table.weight"} == model.named_part_parameters("reasoning").keys()
 
 
 def test_gradient_through_the_cache_is_that_of_one_pass(make_model: MakeModel, make_items: MakeItems) -> None:

@@ -13,7 +13,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.data import DataLoader
 
 from twn_lightning.batches import GateBatch, PairBatch
-from twn_lightning.errors import CheckpointError, TwnError
+from twn_lightning.errors import CheckpointError, ConfigError, TwnError
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.stages.base import OptimSpec
 from twn_lightning.stages.contrastive import ContrastiveStage
@@ -86,6 +86,12 @@ def test_vectors_are_not_decayed_and_matrices_are(tiny_model: DualLoRAModel) -> 
     assert {parameter.ndim for parameter in groups[0]["params"]} == {2}
     assert {parameter.ndim for parameter in groups[1]["params"]} == {1}
     assert sum(len(group["params"]) for group in groups) == len(tiny_model.named_part_parameters("gate"))
+
+
+def test_an_optimiser_that_cannot_run_here_is_named_with_a_way_out(tiny_model: DualLoRAModel) -> None:
+    stage = GateStage(tiny_model, OptimSpec(learning_rate=1e-2, total_steps=10, optimizer="adamw_8bit"))
+    with pytest.raises(ConfigError, match=r"stages.gate.optim.optimizer is adamw_8bit, but training runs on cpu.*choose adamw"):
+        stage.configure_optimizers()
 
 
 def test_loss_that_is_not_finite_stops_with_what_to_do(tiny_model: DualLoRAModel) -> None:

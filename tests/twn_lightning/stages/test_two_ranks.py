@@ -17,7 +17,7 @@ from twn_lightning.batches import Pair
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.stages.base import OptimSpec
 from twn_lightning.stages.contrastive import ContrastiveStage
-from twn_lightning.stages.cot_sft import CotSftStage, CotSftWeights
+from twn_lightning.stages.cot_sft import CotSftStage
 
 OPTIM = OptimSpec(learning_rate=1e-3, total_steps=4)
 ModelMaker = Callable[..., DualLoRAModel]
@@ -25,11 +25,10 @@ ModelMaker = Callable[..., DualLoRAModel]
 
 def step(name: str, model: DualLoRAModel, pairs: list[Pair]) -> dict[str, Tensor]:
     """Loss and gradients of a stage on these pairs."""
-    weights = CotSftWeights(cot=0.0)  # a mean over tokens of a rank, not of all ranks
-    stage = ContrastiveStage(model, OPTIM, temperature=0.1) if name == "contrastive" else CotSftStage(model, OPTIM, temperature=0.1, weights=weights)
+    stage = ContrastiveStage(model, OPTIM, temperature=0.1) if name == "contrastive" else CotSftStage(model, OPTIM, temperature=0.1)
     output = stage.step(PairCollator(model.processor, with_cot=True, max_negatives=1)(pairs))
     output.loss.backward()  # type: ignore[no-untyped-call]
-    parts = model.named_part_parameters("embedding", "queries")
+    parts = model.named_part_parameters("reasoning", "embedding", "queries")
     gradients = {name: parameter.grad for name, parameter in parts.items() if parameter.grad is not None}
     return {"loss": output.loss.detach(), "hit_at_1": next(value for name, value in output.metrics.items() if "hit_at_1" in name), **gradients}
 
