@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args, overload
 
 import torch
 
+from twn_lightning.batches import Item
 from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.encode import EncodedItems, KnownItems, ProgressCallback, ThinkMode, encode_items
-from twn_lightning.evaluation.rank import TaskRanking, rank_task
+from twn_lightning.evaluation.rank import TaskRanking, rank_each
 from twn_lightning.evaluation.routing import Routing, route, routed_values
-from twn_lightning.evaluation.task import RetrievalTask
+from twn_lightning.evaluation.store import VectorStore
+from twn_lightning.evaluation.task import Query, RetrievalTask
 from twn_lightning.models.outputs import Decoding
 
 if TYPE_CHECKING:
@@ -21,6 +23,57 @@ if TYPE_CHECKING:
 Mode: TypeAlias = Literal["never", "always", "auto", "oracle"]
 ThinkSides: TypeAlias = Literal["both", "query", "candidate"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+_THINKING: tuple[ThinkMode, ...] = ("never", "always", "auto")
+
+
+class QueryItems(Sequence[Item]):
+    """What a task's queries are searched with; each is asked for when it is needed, since the task may open it then.
+
+    Args:
+        queries: Of a task.
+    """
+
+    def __init__(self, queries: Sequence[Query]) -> None:
+        self._queries = queries
+
+    def __len__(self) -> int:
+        return len(self._queries)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        if isinstance(index, slice):
+            return [query.item for query in self._queries[index]]
+        return self._queries[index].item
+
+
+class CandidateItems(Sequence[Item]):
+    """A task's candidates in their order; each is asked for when it is needed, since the task may open it then.
+
+    Args:
+        candidates: Of a task.
+    """
+
+    def __init__(self, candidates: Mapping[str, Item]) -> None:
+        self._candidates, self._keys = candidates, tuple(candidates)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        if isinstance(index, slice):
+            return [self._candidates[key] for key in self._keys[index]]
+        return self._candidates[self._keys[index]]
 
 
 @dataclass(frozen=True)
@@ -115,9 +168,12 @@ def evaluate_task(  # noqa: PLR0913 -- the public front door; every argument has
     think_sides: ThinkSides = "both",
     threshold: float | None = None,
     batch_size: int = 32,
+    max_batch_tokens: int | None = None,
     decoding: Decoding | None = None,
     device: torch.device | str | None = None,
     known: KnownItems | None = None,
+    store: VectorStore | None = None,
+    over_ranks: bool = False,
     progress: ProgressCallback | None = None,
 ) -> TaskResult:
     """Encodes a task once and scores every mode asked for.
@@ -129,10 +185,13 @@ def evaluate_task(  # noqa: PLR0913 -- the public front door; every argument has
             only those the gate asks for.
         think_sides: A side that may not think uses its discriminative vectors in every mode.
         threshold: For ``auto``; the gate's own by default.
-        batch_size: Items encoded together.
+        batch_size: Items encoded together, at most.
+        max_batch_tokens: Prompt tokens encoded together, at most; see `encode_items`.
         decoding: How thoughts are written; greedy by default.
         device: The model's own by default.
         known: Candidates of tasks evaluated before with this model and decoding, which share some; see `encode_items`.
+        store: Vectors of this model on disk; see `encode_items`.
+        over_ranks: Shares the encoding out among the ranks; each scores for itself, to the same result.
         progress: Told after each batch, over queries and candidates together.
 
     Raises:
@@ -142,7 +201,7 @@ def evaluate_task(  # noqa: PLR0913 -- the public front door; every argument has
     _check(modes, think_sides, threshold)
     gate_threshold = float(model.gate.threshold)
     think = _needed_thoughts(modes, threshold_is_own=threshold in (None, gate_threshold))
-    items = {"query": [query.item for query in task.queries], "candidate": list(task.candidates.values())}
+    items: dict[str, Sequence[Item]] = {"query": QueryItems(task.queries), "candidate": CandidateItems(task.candidates)}
     total = len(items["query"]) + len(items["candidate"])
     encoded: dict[str, EncodedItems] = {}
     for side, side_items in items.items():
@@ -151,10 +210,13 @@ def evaluate_task(  # noqa: PLR0913 -- the public front door; every argument has
             model,
             side_items,
             batch_size=batch_size,
+            max_batch_tokens=max_batch_tokens,
             think=think if think_sides in ("both", side) else "never",
             decoding=decoding,
             device=device,
             known=known if side == "candidate" else None,
+            store=store,
+            over_ranks=over_ranks,
             progress=_shifted(progress, done, total),
         )
     return evaluate_encoded(
@@ -191,12 +253,12 @@ def evaluate_encoded(
         TwnError: A score is NaN or infinite.
     """
     _check(modes, think_sides, threshold)
-    results: dict[Mode, ModeResult] = {}
-    for mode in ("never", "always", "auto"):
-        if mode in modes or (mode != "auto" and "oracle" in modes):
-            routing = route(queries, candidates, mode=mode, think_sides=think_sides, threshold=threshold)
-            ranked = rank_task(task, queries.vectors(routing.queries), candidates.vectors(routing.candidates))
-            results[mode] = _mode_result(ranked, queries, candidates, routing)
+    needed: list[ThinkMode] = [mode for mode in _THINKING if mode in modes or (mode != "auto" and "oracle" in modes)]
+    routings = [route(queries, candidates, mode=mode, think_sides=think_sides, threshold=threshold) for mode in needed]
+    ranked = rank_each(task, [(queries.vectors(routing.queries), candidates.vectors(routing.candidates)) for routing in routings])
+    results: dict[Mode, ModeResult] = {
+        mode: _mode_result(each, queries, candidates, routing) for mode, each, routing in zip(needed, ranked, routings, strict=True)
+    }
     if "oracle" in modes:
         results["oracle"] = _oracle(results["never"], results["always"], queries)
     return TaskResult(

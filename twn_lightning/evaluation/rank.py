@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,12 @@ HEADLINE: dict[MetricName, Callable[[Tensor], Tensor]] = {
 }
 """What each metric name computes from grades in ranked order."""
 
-_CHUNK_NUMBERS = 2**24
+_CHUNK_NUMBERS = 2**22
+"""Scores of a block, at most, unless one query has more; sorting them takes about a hundred bytes each."""
+
+
+_SHARED = 16
+"""A product of matrices reads so many more candidates in the time in which each query's own are gathered."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,14 @@ class Block:
         columns: Numbers of their candidates, -1 for padding, ``(Q, C)``.
         grades: Relevance of those, 0 for padding, ``(Q, C)``.
         is_global: Whether every query chooses among all candidates, in their order.
+        shares: Whether queries share so many candidates that one product with all of them is cheaper than a product for each query.
     """
 
     rows: slice
     columns: Tensor
     grades: Tensor
     is_global: bool
+    shares: bool = False
 
     def scores(self, queries: Tensor, candidates: Tensor) -> Tensor:
         """Float32 dot products, ``-inf`` for padding, ``(Q, C)`` on the CPU.
@@ -66,6 +73,9 @@ class Block:
         vectors = queries[self.rows]
         if self.is_global:
             return cosine_scores(vectors, candidates).cpu()
+        if self.shares:
+            every = cosine_scores(vectors, candidates).cpu()
+            return every.gather(1, self.columns.clamp(min=0)).masked_fill(self.columns < 0, -torch.inf)
         own = candidates[self.columns.clamp(min=0).to(candidates.device)].float()
         return (own @ vectors.float()[:, :, None]).squeeze(2).cpu().masked_fill(self.columns < 0, -torch.inf)
 
@@ -82,26 +92,61 @@ def rank_task(task: RetrievalTask, queries: Tensor, candidates: Tensor, *, num_t
     Raises:
         TwnError: A score is NaN or infinite.
     """
-    if len(queries) != len(task.queries) or len(candidates) != len(task.candidates):
-        raise TwnError(
-            f"Task {task.name} has {len(task.queries)} queries and {len(task.candidates)} candidates, but {len(queries)} and {len(candidates)} "
-            "vectors were given: encode this very task's queries and candidates."
-        )
+    return rank_each(task, [(queries, candidates)], num_top=num_top)[0]
+
+
+def rank_each(task: RetrievalTask, vectors: Sequence[tuple[Tensor, Tensor]], *, num_top: int = 100) -> list[TaskRanking]:
+    """Ranks every query's candidates by several sets of vectors; only the scores of a block of queries are held at once.
+
+    Args:
+        task: Whose order of queries and of candidates the rows follow.
+        vectors: Queries and candidates, each as in `rank_task`; at least one pair.
+        num_top: Length of the lists in `TaskRanking.top`.
+
+    Raises:
+        TwnError: A score is NaN or infinite.
+    """
     keys = list(task.candidates)
-    values, tied, metrics = [], [], []
-    top: list[tuple[str, ...]] = []
-    for block in blocks(task, width=candidates.shape[1]):
-        ranked = rank_block(task, block, block.scores(queries, candidates))
-        values.append(HEADLINE[task.metric](ranked.grades))
-        tied.append(ranked.tied)
-        metrics.append(ranking.all_metrics(ranked.grades))
-        best = block.columns.gather(1, ranked.order[:, :num_top]).tolist()
-        top.extend(tuple(keys[number] for number in row if number >= 0) for row in best)
+    parts: list[list[_Part]] = [[] for _ in vectors]
+    for queries, candidates in vectors:
+        if len(queries) != len(task.queries) or len(candidates) != len(keys):
+            raise TwnError(
+                f"Task {task.name} has {len(task.queries)} queries and {len(keys)} candidates, but {len(queries)} and {len(candidates)} "
+                "vectors were given: encode this very task's queries and candidates."
+            )
+    for block in blocks(task, width=vectors[0][1].shape[1]):
+        for (queries, candidates), found in zip(vectors, parts, strict=True):
+            found.append(_rank(task, block, block.scores(queries, candidates), keys, num_top))
+    return [_joined(found) for found in parts]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A `TaskRanking` of some queries, with the metrics of each."""
+
+    values: Tensor
+    tied: Tensor
+    metrics: dict[str, Tensor]
+    top: list[tuple[str, ...]]
+
+
+def _rank(task: RetrievalTask, block: Block, scores: Tensor, keys: Sequence[str], num_top: int) -> _Part:
+    ranked = rank_block(task, block, scores)
+    best = block.columns.gather(1, ranked.order[:, :num_top]).tolist()
+    return _Part(
+        values=HEADLINE[task.metric](ranked.grades),
+        tied=ranked.tied,
+        metrics=ranking.all_metrics(ranked.grades),
+        top=[tuple(keys[number] for number in row if number >= 0) for row in best],
+    )
+
+
+def _joined(parts: Sequence[_Part]) -> TaskRanking:
     return TaskRanking(
-        values=torch.cat(values),
-        tie_rate=float(torch.cat(tied).float().mean()),
-        top=tuple(top),
-        metrics={name: float(torch.cat([part[name] for part in metrics]).double().mean()) for name in metrics[0]},
+        values=torch.cat([part.values for part in parts]),
+        tie_rate=float(torch.cat([part.tied for part in parts]).float().mean()),
+        top=tuple(top for part in parts for top in part.top),
+        metrics={name: float(torch.cat([part.metrics[name] for part in parts]).double().mean()) for name in parts[0].metrics},
     )
 
 
@@ -113,10 +158,11 @@ def blocks(task: RetrievalTask, *, width: int) -> Iterator[Block]:
         width: Of a vector.
     """
     column = {key: number for number, key in enumerate(task.candidates)}
-    vectors_of_a_query = max(len(query.candidates or ()) for query in task.queries) * width
-    size = max(1, _CHUNK_NUMBERS // max(1, len(column), vectors_of_a_query))
+    most = max(len(query.candidates or ()) for query in task.queries)
+    shares = len(column) <= _SHARED * most
+    size = max(1, _CHUNK_NUMBERS // max(1, len(column), 0 if shares else most * width))
     for start in range(0, len(task.queries), size):
-        yield _block(task, column, slice(start, min(start + size, len(task.queries))))
+        yield _block(task, column, slice(start, min(start + size, len(task.queries))), shares=shares)
 
 
 def rank_block(task: RetrievalTask, block: Block, scores: Tensor) -> Ranked:
@@ -136,7 +182,7 @@ def rank_block(task: RetrievalTask, block: Block, scores: Tensor) -> Ranked:
         raise TwnError(f"Task {task.name}, queries {block.rows.start} to {block.rows.stop - 1}: {error}") from error
 
 
-def _block(task: RetrievalTask, column: dict[str, int], rows: slice) -> Block:
+def _block(task: RetrievalTask, column: dict[str, int], rows: slice, *, shares: bool) -> Block:
     queries = task.queries[rows]
     is_global = queries[0].candidates is None
     if is_global:
@@ -150,4 +196,4 @@ def _block(task: RetrievalTask, column: dict[str, int], rows: slice) -> Block:
         for key, grade in query.labels.items():
             number = column[key]
             grades[row, number if place is None else place[number]] = grade
-    return Block(rows=rows, columns=columns, grades=grades, is_global=is_global)
+    return Block(rows=rows, columns=columns, grades=grades, is_global=is_global, shares=shares)

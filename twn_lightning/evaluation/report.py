@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TypeAlias
 
 from twn_lightning.errors import DataError
 from twn_lightning.evaluation.evaluate import MODES, TaskResult
-
-JsonValue: TypeAlias = "str | int | float | bool | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,7 @@ class ReportRow:
         tokens_per_query: Mode → reasoning tokens of queries and candidates divided by the number of queries.
         tie_rate: Largest of the modes, 0 to 1.
         seconds: Of encoding.
+        revision: Digest of the data the figures are from, where there is one; of a group, of its tasks' ones together.
     """
 
     name: str
@@ -54,6 +52,7 @@ class ReportRow:
     tokens_per_query: dict[str, float]
     tie_rate: float
     seconds: float
+    revision: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,14 @@ class GroupRow:
     @property
     def label(self) -> str:
         """The group's name; a mean that lacks tasks says so."""
-        if self.num_tasks < self.num_expected:
+        if not self.is_complete:
             return f"{self.row.name}, incomplete ({self.num_tasks} of {self.num_expected})"
         return f"{self.row.name} (mean of {self.num_tasks})"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every task it is the mean of is there."""
+        return self.num_tasks >= self.num_expected
 
 
 @dataclass(frozen=True)
@@ -86,15 +90,23 @@ class Report:
         rows: One for each task.
         expected: The tasks the suite consists of; a mean that lacks one is labelled.
         provenance: Whatever made the figures (bundle, data revision, split, decoding), as names and values.
+        wholes: Name → the tasks of a mean over the suite, such as ``All-78``; none given: ``all``, over every task.
     """
 
     rows: tuple[ReportRow, ...]
     expected: tuple[TaskLabel, ...]
     provenance: dict[str, str] = field(default_factory=dict)
+    wholes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def from_results(
-        cls, results: Sequence[TaskResult], *, expected: Sequence[TaskLabel] | None = None, provenance: Mapping[str, str] | None = None
+        cls,
+        results: Sequence[TaskResult],
+        *,
+        expected: Sequence[TaskLabel] | None = None,
+        provenance: Mapping[str, str] | None = None,
+        wholes: Mapping[str, Sequence[str]] | None = None,
+        revisions: Mapping[str, str] | None = None,
     ) -> Report:
         """A report of evaluated tasks.
 
@@ -102,33 +114,43 @@ class Report:
             results: One for each task.
             expected: The whole suite; what was evaluated, if None.
             provenance: See the class.
+            wholes: See the class.
+            revisions: Task → digest of its data.
 
         Raises:
             DataError: Two results are of the same task.
         """
-        rows = tuple(_row(result) for result in results)
+        rows = tuple(_row(result, (revisions or {}).get(result.name, "")) for result in results)
         labels = tuple(TaskLabel(row.name, row.kind, row.modality, row.subgroup) for row in rows)
         if len({row.name for row in rows}) != len(rows):
             raise DataError("Two results are of the same task; a mean would count it twice.")
-        return cls(rows=rows, expected=tuple(expected) if expected is not None else labels, provenance=dict(provenance or {}))
+        return cls(
+            rows=rows,
+            expected=tuple(expected) if expected is not None else labels,
+            provenance=dict(provenance or {}),
+            wholes={name: tuple(members) for name, members in (wholes or {}).items()},
+        )
 
     def groups(self) -> list[GroupRow]:
         """Means by kind, by subgroup, by modality and over all tasks; a group none of whose tasks is there is left out."""
-        keys: list[tuple[str, Callable[[TaskLabel | ReportRow], str]]] = [
-            ("kind", lambda task: task.kind),
-            ("subgroup", lambda task: task.subgroup),
-            ("modality", lambda task: task.modality),
-            ("all", lambda _: "all"),
-        ]
+        labels = self._labels()
+        members: list[tuple[str, list[str]]] = []
+        keys: list[Callable[[TaskLabel], str]] = [lambda task: task.kind, lambda task: task.subgroup, lambda task: task.modality]
+        for key in keys:
+            names = dict.fromkeys(key(label) for label in labels if key(label))
+            members += [(name, [label.name for label in labels if key(label) == name]) for name in names]
+        members += [(name, list(tasks)) for name, tasks in self.wholes.items()] or [("all", [label.name for label in labels])]
         groups = []
-        for _, key in keys:
-            names = dict.fromkeys(key(label) for label in self.expected if key(label))
-            for name in names:
-                members = [row for row in self.rows if key(row) == name]
-                if members:
-                    expected = sum(key(label) == name for label in self.expected)
-                    groups.append(GroupRow(row=_mean_row(name, members), num_tasks=len(members), num_expected=max(expected, len(members))))
+        for name, tasks in members:
+            rows = [row for row in self.rows if row.name in set(tasks)]
+            if rows:
+                groups.append(GroupRow(row=_mean_row(name, rows), num_tasks=len(rows), num_expected=len(tasks)))
         return groups
+
+    def _labels(self) -> list[TaskLabel]:
+        """Every task that is expected, and every other one that is there."""
+        expected = {label.name for label in self.expected}
+        return [*self.expected, *(TaskLabel(row.name, row.kind, row.modality, row.subgroup) for row in self.rows if row.name not in expected)]
 
     def group(self, name: str) -> GroupRow:
         """The group of that name, such as ``composing`` or ``all``.
@@ -143,16 +165,18 @@ class Report:
 
     def markdown(self) -> str:
         """A table of tasks, then one of groups; tokens per query are those of auto, and in brackets of always."""
-        head = "| {} | kind | metric | never | always | auto | oracle | think rate | tokens/query | ties % |"
-        rule = "|---|---|---|---:|---:|---:|---:|---:|---:|---:|"
-        lines = [head.format("task"), rule, *(_line(row, row.name) for row in self.rows)]
+        has_revisions = any(row.revision for row in self.rows)
+        head = "| {} | kind | metric | never | always | auto | oracle | think rate | tokens/query | ties % | seconds |" + " data |" * has_revisions
+        rule = "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|" + "---|" * has_revisions
+        lines = [head.format("task"), rule, *(_line(row, row.name, has_revisions) for row in self.rows)]
         groups = self.groups()
         if groups:
-            lines += ["", head.format("group"), rule, *(_line(group.row, group.label) for group in groups)]
+            lines += ["", head.format("group"), rule, *(_line(group.row, group.label, has_revisions) for group in groups)]
         missing = [label.name for label in self.expected if label.name not in {row.name for row in self.rows}]
         if missing:
             lines += ["", f"Missing: {', '.join(missing)}."]
         lines += ["", "Scores 0 to 100, ties against us. Think rate: auto. Tokens/query: reasoning tokens of both sides under auto (under always)."]
+        lines += ["Data: digest of what the figures are from."] if has_revisions else []
         lines += [f"* {name}: {value}" for name, value in self.provenance.items()]
         return "\n".join(lines) + "\n"
 
@@ -173,8 +197,9 @@ class Report:
                 rows=tuple(ReportRow(**row) for row in data["rows"]),
                 expected=tuple(TaskLabel(**label) for label in data["expected"]),
                 provenance=dict(data["provenance"]),
+                wholes={name: tuple(members) for name, members in data.get("wholes", {}).items()},
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"This is not a report written by evaluation ({error}): evaluate again to get one.") from error
 
 
@@ -183,7 +208,7 @@ def task_labels(tasks: Iterable[object]) -> tuple[TaskLabel, ...]:
     return tuple(TaskLabel(*(str(getattr(task, name)) for name in ("name", "kind", "modality", "subgroup"))) for task in tasks)
 
 
-def _row(result: TaskResult) -> ReportRow:
+def _row(result: TaskResult, revision: str) -> ReportRow:
     return ReportRow(
         name=result.name,
         kind=result.kind,
@@ -196,6 +221,7 @@ def _row(result: TaskResult) -> ReportRow:
         tokens_per_query={mode: figures.reasoning_tokens / result.num_queries for mode, figures in result.modes.items()},
         tie_rate=max(figures.tie_rate for figures in result.modes.values()),
         seconds=result.seconds,
+        revision=revision,
     )
 
 
@@ -213,7 +239,15 @@ def _mean_row(name: str, rows: Sequence[ReportRow]) -> ReportRow:
         tokens_per_query=_mean_dict([row.tokens_per_query for row in rows]),
         tie_rate=math.fsum(row.tie_rate for row in rows) / len(rows),
         seconds=math.fsum(row.seconds for row in rows),
+        revision=_joined_revision(rows),
     )
+
+
+def _joined_revision(rows: Sequence[ReportRow]) -> str:
+    if not all(row.revision for row in rows):
+        return ""
+    parts = sorted(f"{row.name} {row.revision}" for row in rows)
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=4).hexdigest()
 
 
 def _mean_dict(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -221,54 +255,10 @@ def _mean_dict(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {mode: math.fsum(each[mode] for each in figures) / len(figures) for mode in MODES if all(mode in each for each in figures)}
 
 
-def _line(row: ReportRow, label: str) -> str:
+def _line(row: ReportRow, label: str, has_revisions: bool) -> str:
     scores = [f"{row.scores[mode]:.1f}" if mode in row.scores else "–" for mode in MODES]
     think_rate = f"{row.think_rate['auto']:.2f}" if "auto" in row.think_rate else "–"
     tokens = [f"{row.tokens_per_query[mode]:.1f}" if mode in row.tokens_per_query else "–" for mode in ("auto", "always")]
-    cells = [label, row.kind, row.metric, *scores, think_rate, f"{tokens[0]} ({tokens[1]})", f"{100 * row.tie_rate:.1f}"]
+    costs = [think_rate, f"{tokens[0]} ({tokens[1]})", f"{100 * row.tie_rate:.1f}", f"{row.seconds:.1f}"]
+    cells = [label, row.kind, row.metric, *scores, *costs, *([row.revision[:8]] if has_revisions else [])]
     return "| " + " | ".join(cells) + " |"
-
-
-def write_prediction_files(
-    folder: Path, result: TaskResult, labels: Sequence[Mapping[str, float]], *, mode: str, keys: Sequence[str] = ()
-) -> tuple[Path, Path]:
-    """``<task>_pred.jsonl`` and ``<task>_score.json`` in the form that VLM2Vec's scorer reads and writes.
-
-    Args:
-        folder: Made if it is not there.
-        result: Of one task.
-        labels: Of each query, in order: candidate key → grade.
-        mode: Whose ranking to write.
-        keys: Of each query, in order; written beside the ranking if given.
-
-    Returns:
-        The two files.
-
-    Raises:
-        DataError: The mode was not evaluated, the labels are not of this task, or the folder cannot be written.
-    """
-    chosen = next((figures for name, figures in result.modes.items() if name == mode), None)
-    if chosen is None or len(labels) != len(chosen.top):
-        raise DataError(f"Task {result.name} has no ranking of {len(labels)} queries in mode {mode}; it was evaluated in {', '.join(result.modes)}.")
-    lines = []
-    for number, (prediction, grades) in enumerate(zip(chosen.top, labels, strict=True)):
-        line: dict[str, JsonValue] = {"prediction": list(prediction), "label": list(grades), "rel_scores": list(grades.values())}
-        if keys:
-            line["query"] = keys[number]
-        lines.append(json.dumps(line, ensure_ascii=False))
-    score = {
-        **chosen.metrics,
-        result.metric.replace("ndcg", "ndcg_linear"): chosen.score / 100.0,
-        "mode": mode,
-        "tie_rate": chosen.tie_rate,
-        "num_pred": len(chosen.top),
-        "num_data": result.num_queries,
-    }
-    predictions, scores = folder / f"{result.name}_pred.jsonl", folder / f"{result.name}_score.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        predictions.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        scores.write_text(json.dumps(score, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{folder} cannot be written ({error.strerror}): choose another folder.") from error
-    return predictions, scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -12,7 +13,7 @@ from twn_lightning.batches import Item
 from twn_lightning.errors import ConfigError, TwnError
 from twn_lightning.evaluation.encode import EncodedItems
 from twn_lightning.evaluation.evaluate import evaluate_encoded, threshold_sweep
-from twn_lightning.evaluation.rank import rank_task
+from twn_lightning.evaluation.rank import blocks, rank_task
 from twn_lightning.evaluation.task import Query, RetrievalTask
 
 EYE = torch.eye(4)
@@ -155,3 +156,34 @@ def test_chunks_do_not_change_the_ranking(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(whole.values, pieces.values)
     assert whole.top == pieces.top
     assert whole.metrics == pytest.approx(pieces.metrics)
+
+
+def test_queries_that_share_their_candidates_are_scored_by_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(2)
+    offered: list[tuple[str, ...] | None] = [("a", "b"), ("b", "c", "d"), ("a", "c", "d")]
+    task = make_task([{"a": 1.0}, {"d": 2.0, "b": 1.0}, {"c": 1.0}], candidates=offered, metric="ndcg@5")
+    queries, candidates = (torch.nn.functional.normalize(torch.randn(rows, 4, generator=generator), dim=1) for rows in (3, 4))
+    together = rank_task(task, queries, candidates)
+    monkeypatch.setattr("twn_lightning.evaluation.rank._SHARED", 0)
+    apart = rank_task(task, queries, candidates)
+    assert together.top == apart.top
+    assert torch.equal(together.values, apart.values)
+    assert together.metrics == pytest.approx(apart.metrics)
+
+
+def test_the_scores_of_a_large_task_come_in_blocks_that_fit_into_memory() -> None:
+    number = 4478
+    keys = [str(key) for key in range(number)]
+    queries = [Query(Item(text=key), {key: 1.0}, None, key) for key in keys]
+    task = RetrievalTask("large", "video", "VID_RET", "hit@1", "global", queries, {key: Item(text=key) for key in keys})
+    sizes = [block.grades.numel() for block in blocks(task, width=4096)]
+    assert max(sizes) <= 2**22
+    assert sum(sizes) == number * number
+    many = [dataclasses.replace(query, candidates=tuple(keys[:1000])) for query in queries[:1000]]
+    local = RetrievalTask("local", "image", "IMG_RET", "hit@1", "local", many, {key: Item(text=key) for key in keys[:1000]})
+    found = list(blocks(local, width=4096))
+    assert all(block.shares for block in found)
+    assert max(block.columns.numel() for block in found) <= 2**22
+    far = dict.fromkeys([*keys, *(f"x{key}" for key in range(12000))], Item(text="x"))
+    apart = RetrievalTask("apart", "image", "IMG_RET", "hit@1", "local", many[:8], far)
+    assert [(block.shares, len(block.columns)) for block in blocks(apart, width=4096)][:2] == [(False, 1), (False, 1)]

@@ -14,7 +14,8 @@ from matplotlib.patches import Rectangle
 from twn_lightning.errors import DataError
 from twn_lightning.evaluation import figures
 from twn_lightning.evaluation.evaluate import Mode, ModeResult, SweepPoint, TaskResult
-from twn_lightning.evaluation.report import Report, TaskLabel, task_labels, write_prediction_files
+from twn_lightning.evaluation.report import Report, TaskLabel, task_labels
+from twn_lightning.evaluation.report_files import write_prediction_files
 from twn_lightning.metrics.gate import reliability_bins
 
 
@@ -82,17 +83,52 @@ def test_a_mean_that_lacks_tasks_says_so() -> None:
     assert "Missing: pages." in report.markdown()
 
 
+def test_a_whole_that_lacks_a_task_is_never_shown_without_saying_so() -> None:
+    wholes = {"All-4": ["sums", "flags", "clips", "pages"], "All-3": ["sums", "flags", "clips"]}
+    report = Report.from_results(RESULTS, expected=[*task_labels(RESULTS), MISSING], wholes=wholes)
+    assert [group.label for group in report.groups()[-2:]] == ["All-4, incomplete (3 of 4)", "All-3 (mean of 3)"]
+    assert [group.is_complete for group in report.groups()[-2:]] == [False, True]
+    assert "all" not in [group.row.name for group in report.groups()]
+    lines = report.markdown().splitlines()
+    assert next(line for line in lines if "All-4" in line).startswith("| All-4, incomplete (3 of 4) |")
+    assert Report.from_json(report.to_json()) == report
+
+
+def test_the_datas_revision_stands_beside_each_score() -> None:
+    revisions = {"sums": "aaaaaaaaaa", "flags": "bbbbbbbbbb", "clips": "cccccccccc"}
+    report = Report.from_results(RESULTS, revisions=revisions)
+    lines = report.markdown().splitlines()
+    assert lines[0].endswith("| seconds | data |")
+    assert lines[2].endswith("| 2.0 | aaaaaaaa |")
+    of_all = report.group("all").row.revision
+    assert len(of_all) == 8
+    assert next(line for line in lines if line.startswith("| all (mean of 3)")).endswith(f"| 6.0 | {of_all} |")
+    changed = Report.from_results(RESULTS, revisions={**revisions, "clips": "d"})
+    assert changed.group("all").row.revision != of_all
+    assert changed.group("image").row.revision == report.group("image").row.revision
+    assert Report.from_json(report.to_json()) == report
+    assert "data" not in Report.from_results(RESULTS).markdown().splitlines()[0]
+
+
+def test_reports_of_earlier_versions_are_read() -> None:
+    data = json.loads(Report.from_results(RESULTS).to_json())
+    del data["wholes"]
+    for row in data["rows"]:
+        del row["revision"]
+    assert Report.from_json(json.dumps(data)) == Report.from_results(RESULTS)
+
+
 def test_a_mode_that_one_task_lacks_has_no_mean() -> None:
     modes: dict[Mode, ModeResult] = {"never": RESULTS[0].modes["never"]}
     report = Report.from_results([dataclasses.replace(RESULTS[0], modes=modes), RESULTS[1]])
     assert set(report.group("all").row.scores) == {"never"}
-    assert "| sums | composing | hit@1 | 20.0 | – | – | – | – | – (–) | 25.0 |" in report.markdown()
+    assert "| sums | composing | hit@1 | 20.0 | – | – | – | – | – (–) | 25.0 | 2.0 |" in report.markdown()
 
 
 def test_the_table_holds_the_columns_a_reader_wants() -> None:
     lines = Report.from_results(RESULTS, provenance={"bundle": "abc123"}).markdown().splitlines()
-    assert lines[0] == "| task | kind | metric | never | always | auto | oracle | think rate | tokens/query | ties % |"
-    assert lines[2] == "| sums | composing | hit@1 | 20.0 | 80.0 | 78.0 | 90.0 | 0.25 | 5.0 (20.0) | 25.0 |"
+    assert lines[0] == "| task | kind | metric | never | always | auto | oracle | think rate | tokens/query | ties % | seconds |"
+    assert lines[2] == "| sums | composing | hit@1 | 20.0 | 80.0 | 78.0 | 90.0 | 0.25 | 5.0 (20.0) | 25.0 | 2.0 |"
     assert lines[-1] == "* bundle: abc123"
 
 
