@@ -7,6 +7,10 @@ RUN ?= mini
 CONFIG ?= mini
 PROFILE ?= cpu
 OVERRIDES ?=
+# Of evaluate: the folder of MMEB-V2 (empty: the run's own suite), which of its tasks, and how many processes share the work.
+DATA ?=
+TASKS ?=
+RANKS ?= 1
 # Of ablations and results: seeds, runs at a time, and the config if there is one of its own.
 SEEDS ?= 1,2,3
 JOBS ?= 2
@@ -23,6 +27,8 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PIP := $(PYTHON) -m pip install --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 SETTINGS := --config $(CONFIG) --profile $(PROFILE) --run $(RUN) $(OVERRIDES)
+MMEB = data.suite=mmeb_v2 data.root="$(DATA)" $(if $(TASKS),data.tasks=[$(TASKS)])
+EVALUATE = $(if $(filter 1,$(RANKS)),$(PYTHON) -m experiments.evaluate,$(VENV)/bin/torchrun --standalone --nproc-per-node $(RANKS) -m experiments.evaluate --)
 # Commands on a run that is there take the settings that it was made with.
 FINISHED := --run $(RUN) $(OVERRIDES)
 SWEEP = $(PYTHON) -m experiments.sweep
@@ -34,7 +40,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install train train-stage1 train-stage2 train-stage3 train-stage4 evaluate ablations results ablation-gate $(ABLATIONS) bench-stage1 pretrain-backbone mlflow-ui test check format clean
+.PHONY: help install train train-stage1 train-stage2 train-stage3 train-stage4 evaluate ablations results ablation-gate $(ABLATIONS) check-data bench-stage1 bench-gpu pretrain-backbone mlflow-ui test check format clean
 
 help:  ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,8 +77,11 @@ train-stage2:  ## CoT fine-tuning and contrastive learning, jointly
 train-stage3:  ## Routing gate, on the model's own thoughts
 train-stage4:  ## GRPO on the reasoning adapter
 
-evaluate: $(STAMP)  ## Test tasks on a finished run: never, always, auto, oracle
-	$(PYTHON) -m experiments.evaluate $(FINISHED)
+evaluate: $(STAMP)  ## Test tasks on a finished run: never, always, auto, oracle; DATA=FOLDER: those of MMEB-V2 in it
+	$(EVALUATE) $(if $(DATA),$(MMEB)) $(FINISHED)
+
+check-data: $(STAMP)  ## What is missing or unreadable in a config's training data (and in MMEB-V2 under DATA=FOLDER)
+	$(PYTHON) -m experiments.check_data $(if $(DATA),$(MMEB)) $(SETTINGS)
 
 ablations: $(STAMP)  ## Every ablation, each variant with each seed, as nested MLflow runs; a table for each
 	$(SWEEP) all $(SWEPT)
@@ -108,6 +117,9 @@ ablation-gate: $(STAMP)  ## Gate modes and a threshold sweep on a finished run
 
 bench-stage1: $(STAMP)  ## Time and memory of stage 1 against plain LoRA contrastive training
 	$(PYTHON) -m experiments.bench_stage1 --config $(CONFIG) --profile $(PROFILE) $(OVERRIDES)
+
+bench-gpu: $(STAMP)  ## Tokens a second, MFU and peak memory of all stages at true shapes (random weights)
+	$(PYTHON) -m experiments.bench_gpu $(OVERRIDES)
 
 pretrain-backbone: $(STAMP)  ## Train the tiny backbone anew (make train does not need it)
 	$(PYTHON) -m experiments.pretrain_backbone $(OVERRIDES)

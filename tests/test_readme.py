@@ -58,7 +58,9 @@ def test_configs_profiles_and_overrides_in_commands_are_valid(name: str) -> None
         if not re.match(r"(make |python -m experiments\.(train|evaluate|sweep|ablation_gate))", command):
             continue
         profile = re.search(r"(?:--profile |PROFILE=)([a-z0-9_]+)", command)
-        overrides = re.findall(r"(?:^|[ '\"])((?!PROFILE|RUN|OVERRIDES|TESTS|CONFIG|PORT)[a-zA-Z_.]+=(?:\[.*?\](?=')|[^\s'\"…]+))", command)
+        overrides = re.findall(
+            r"(?:^|[ '\"])((?!PROFILE|RUN|OVERRIDES|TESTS|CONFIG|PORT|DATA|TASKS|RANKS)[a-zA-Z_.]+=(?:\[.*?\](?=')|[^\s'\"…]+))", command
+        )
         if profile or overrides:
             load_config("mini", folder=CONFIGS, profile=profile[1] if profile else None, overrides=overrides)
 

@@ -1,0 +1,151 @@
+"""The arithmetic behind the "estimated, not run" lines of the recipes, so that they cannot drift from the settings below them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+
+from twn_lightning.configs.run import RunConfig
+from twn_lightning.models.backbones.shapes import true_config
+
+GIB = 2**30
+NUM_GPUS = 8
+PROMPT_TOKENS = 400
+"""Assumed of a query or a positive: a picture of 640 × 480 (300 tokens of Qwen3-VL) and a text of 100."""
+THOUGHT_TOKENS = 250
+"""Assumed of a chain of thought."""
+OPERATIONS_A_SECOND = 4.0e14
+"""Assumed: 40 % of what an H100's data sheet says for dense bfloat16 (989e12)."""
+SECONDS_A_TOKEN = 0.03
+"""Assumed for one token of each row of a batch; a pass that reads all weights once takes a tenth of it."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the arithmetic needs to know of an architecture.
+
+    Attributes:
+        parameters: All of them.
+        decoder: Weights of the decoder layers that a token meets.
+        cache: Bytes of keys and values that a token leaves, in bfloat16.
+        layer_inputs: Bytes that a token leaves for recomputing, one hidden state a layer.
+        lora: Parameters of an adapter on all projections for each unit of its rank.
+        lora_attention: Likewise, on those of the attention alone.
+    """
+
+    parameters: int
+    decoder: int
+    cache: int
+    layer_inputs: int
+    lora: int
+    lora_attention: int
+
+
+@cache
+def size_of(name: str) -> Size:
+    """Counted on a model without weights.
+
+    Args:
+        name: Of the architecture.
+    """
+    config = true_config(name)
+    text = config.get_text_config()
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForImageTextToText.from_config(config)  # type: ignore[no-untyped-call]
+    parameters = {key: value.numel() for key, value in model.named_parameters()}
+    layers = {key: number for key, number in parameters.items() if "language_model.layers." in key}
+    experts = sum(number for key, number in layers.items() if ".experts." in key)
+    chosen = text.num_experts_per_tok / text.num_experts if experts else 0.0
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    query, key_value = text.num_attention_heads * head, text.num_key_value_heads * head
+    attention = text.num_hidden_layers * 2 * (2 * text.hidden_size + query + key_value)
+    return Size(
+        parameters=sum(parameters.values()),
+        decoder=sum(layers.values()) - experts + round(experts * chosen),
+        cache=text.num_hidden_layers * 2 * key_value * 2,
+        layer_inputs=text.num_hidden_layers * text.hidden_size * 2,
+        lora=attention + text.num_hidden_layers * 3 * (text.hidden_size + text.intermediate_size),
+        lora_attention=attention,
+    )
+
+
+def architecture(config: RunConfig) -> str:
+    """The architecture of a recipe's backbone: "Qwen/Qwen3-VL-4B-Instruct" is "qwen3-vl-4b"."""
+    return config.backbone.path.rpartition("/")[2].lower().removesuffix("-instruct")
+
+
+def estimates(config: RunConfig) -> list[str]:
+    """The header's lines of memory and time."""
+    size = size_of(architecture(config))
+    return [
+        f"# Memory of a GPU (estimated, not run; {PROMPT_TOKENS} tokens a prompt and {THOUGHT_TOKENS} a thought are assumed):",
+        *(f"#   {line}" for line in _memory(config, size)),
+        f"# Time on {NUM_GPUS} H100 (estimated, not run; the rates are assumptions; vision tower, backward of the queries, "
+        "loading and test tasks come on top):",
+        *(f"#   {line}" for line in _time(config, size)),
+    ]
+
+
+def _rank(config: RunConfig) -> int:
+    return config.model.reasoning.rank + (config.model.embedding.rank if config.model.adapters == "dual" else 0)
+
+
+def _memory(config: RunConfig, size: Size) -> Iterator[str]:
+    rank = _rank(config)
+    per_rank = size.lora if "up_proj" in config.model.reasoning.target_modules else size.lora_attention
+    weights, trained = size.parameters * 2, rank * per_rank * 16
+    share = f"; / {NUM_GPUS} GPUs = {weights / NUM_GPUS / GIB:.1f} GiB under zero3 while a stage trains" if weights > 40 * GIB else ""
+    yield f"weights {size.parameters / 1e9:.2f}e9 × 2 B = {weights / GIB:.1f} GiB{share}"
+    yield f"adapters {rank} × {per_rank / 1e6:.3f}e6 × 16 B (weight, gradient, two moments) = {trained / GIB:.1f} GiB"
+    first, second, fourth, whole = config.stages.contrastive, config.stages.cot_sft, config.stages.grpo, PROMPT_TOKENS + THOUGHT_TOKENS
+    is_kv = config.model.interface == "kv"
+    if first.steps:
+        tokens = first.batch_size * (2 + first.max_negatives) * PROMPT_TOKENS
+        yield _caches(size, "stage 1", tokens) if is_kv else _inputs(size, "stage 1", tokens)
+    if second.steps:
+        read = second.batch_size * (2 * (whole + PROMPT_TOKENS) + second.max_negatives * PROMPT_TOKENS)
+        if is_kv:
+            yield _caches(size, "stage 2", read)
+        yield _inputs(size, "stage 2", second.batch_size * 2 * whole + (0 if is_kv else read))
+    if fourth.steps:
+        tokens = fourth.batch_size * fourth.group_size * (PROMPT_TOKENS + fourth.max_new_tokens)
+        yield _inputs(size, "stage 4", tokens)
+        yield f"stage 4: {tokens} tokens × {size.cache // 1024} KiB of keys and values while it writes = {tokens * size.cache / GIB:.1f} GiB"
+
+
+def _caches(size: Size, stage: str, tokens: int) -> str:
+    return f"{stage}: {tokens} tokens × {size.cache // 1024} KiB of keys and values = {tokens * size.cache / GIB:.1f} GiB"
+
+
+def _inputs(size: Size, stage: str, tokens: int) -> str:
+    return f"{stage}: {tokens} tokens × {size.layer_inputs // 1024} KiB of layer inputs = {tokens * size.layer_inputs / GIB:.1f} GiB"
+
+
+def _time(config: RunConfig, size: Size) -> Iterator[str]:
+    stages, forward, is_kv = config.stages, 2 * size.decoder, config.model.interface == "kv"
+    whole = PROMPT_TOKENS + THOUGHT_TOKENS
+    if stages.contrastive.steps:
+        tokens = stages.contrastive.batch_size * (2 + stages.contrastive.max_negatives) * PROMPT_TOKENS
+        yield _computed("stage 1", stages.contrastive.steps, forward * tokens, 1 if is_kv else 3)
+    if stages.cot_sft.steps:
+        passes = 8 * whole if is_kv else 6 * (2 * whole + PROMPT_TOKENS)
+        tokens = stages.cot_sft.batch_size * (passes + stages.cot_sft.max_negatives * PROMPT_TOKENS)
+        yield _computed("stage 2", stages.cot_sft.steps, forward * tokens, 1)
+    if stages.gate.steps:
+        batches = 2 * -(-stages.gate.num_pairs // stages.gate.label_batch_size // NUM_GPUS)
+        yield _written("stage 3 and its refit", batches, 2 * config.decoding.max_new_tokens, "batches of labels")
+    if stages.grpo.steps:
+        yield _written("stage 4", stages.grpo.steps, stages.grpo.max_new_tokens, "steps")
+
+
+def _computed(stage: str, steps: int, operations: float, passes: int) -> str:
+    seconds = operations * passes / OPERATIONS_A_SECOND
+    return f"{stage}: {steps} steps × {operations * passes:.2e} operations / 4.0e14 a second = {steps * seconds / 3600:.1f} h"
+
+
+def _written(stage: str, number: int, tokens: int, of: str) -> str:
+    return f"{stage}: {number} {of} × {tokens} tokens, one after another, × {SECONDS_A_TOKEN} s = {number * tokens * SECONDS_A_TOKEN / 3600:.1f} h"
