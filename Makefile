@@ -16,6 +16,8 @@ SEEDS ?= 1,2,3
 JOBS ?= 2
 ABLATION_CONFIG ?= $(if $(wildcard experiments/configs/ablation.yaml),ablation,$(CONFIG))
 ABLATION_RUN ?= $(ABLATION_CONFIG)
+# Of test: processes, each of which runs whole files.
+WORKERS ?= 2
 BASE_PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 # A further package index that carries CPU builds of torch; the configured indexes are tried in any case.
 TORCH_INDEX ?=
@@ -130,7 +132,7 @@ mlflow-ui: $(STAMP)  ## Compare runs in a browser
 
 test: export OMP_NUM_THREADS := 1
 test: $(STAMP)  ## All tests, with coverage of the four packages
-	$(PYTHON) -m pytest --cov --cov-report=term $(TESTS)
+	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term $(TESTS)
 
 check: $(STAMP)  ## ruff, mypy strict, import contracts
 	$(PYTHON) -m ruff check .
