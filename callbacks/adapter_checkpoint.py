@@ -124,8 +124,8 @@ class AdapterCheckpoint(Callback):
         """Saves what an interruption would lose; not after a failure on one of several ranks, which the others would wait for."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.global_step == self._saved_step or self._saved_step < 0:
             return
-        if world_size() > 1 and not isinstance(exception, KeyboardInterrupt):
-            log.warning("A rank failed; %s stays as it was saved at step %d.", self.last_path, self._saved_step)
+        if world_size() > 1:  # ranks are stopped at different points, and to save takes all of them
+            log.warning("Training ended on one of several ranks; %s stays as it was saved at step %d.", self.last_path, self._saved_step)
         elif not _is_finite(pl_module):
             log.warning("Parameters are not finite; %s stays as it was saved at step %d.", self.last_path, self._saved_step)
         else:

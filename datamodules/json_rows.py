@@ -215,10 +215,13 @@ class _LineScanner:
         ends = np.concatenate([*self._ends, np.array([size], dtype=np.int64)])
         starts = np.concatenate([np.array([self._first], dtype=np.int64), ends[:-1] + 1])
         keep = ends > starts
-        # No object is shorter than two characters: only such lines can be blank and still hold a carriage return.
-        for line in np.flatnonzero(keep & (ends - starts < 2)):
+        for line in np.flatnonzero(keep & (ends - starts < _SHORT)):  # blank lines are short, and there are few short rows
             keep[line] = bool(read(int(starts[line]), int(ends[line])).strip())
         return np.stack([starts[keep], ends[keep]]).astype(np.uint64)
+
+
+_SHORT = 64
+"""Bytes of a line that is looked at: nobody writes as many blanks in a row, and to look at all lines would be to read the file twice."""
 
 
 class _ListScanner:

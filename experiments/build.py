@@ -36,6 +36,7 @@ from twn_lightning.configs.load import flatten
 from twn_lightning.configs.model import DecodingConfig, LoraConfig
 from twn_lightning.configs.run import RunConfig, SourceConfig
 from twn_lightning.configs.stages import ContrastiveConfig, CotSftConfig, GrpoConfig, OptimConfig
+from twn_lightning.distributed import world_size
 from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.evaluate import Mode
 from twn_lightning.evaluation.task import RetrievalTask
@@ -109,7 +110,7 @@ def inference_device(config: RunConfig) -> torch.device:
     """Where the model runs outside Lightning's trainer: labelling, evaluation."""
     accelerator = config.trainer.accelerator
     if accelerator in ("gpu", "auto") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", torch.cuda.current_device() if world_size() > 1 else int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("mps" if accelerator == "mps" else "cpu")
 
 

@@ -7,9 +7,9 @@ Needs a run with a finished stage; leaves report.json and report.md in the run's
 
 On MMEB-V2, in any run's settings: ``--run mini data.suite=mmeb_v2 data.root=FOLDER`` (its files are checked first, before a model is loaded);
 ``--tasks IMG_CLS,MSR-VTT`` chooses tasks and groups of them, ``--skip-missing`` evaluates what is there, and evaluation.profile says how inputs are
-shown. ``--bundle FOLDER`` evaluates a bundle from anywhere; one without twn_config.json needs ``--backbone PATH`` too.
+shown. ``--bundle FOLDER --config NAME`` evaluates a bundle from anywhere; one without twn_config.json needs ``--backbone PATH`` too.
 
-Several processes share the work, to the same report: ``torchrun --standalone --nproc-per-node 8 -m experiments.evaluate …``. Vectors and thoughts are
+Several processes share the work, to the same report: ``torchrun --standalone --nproc-per-node 8 -m experiments.evaluate -- …``. Vectors and thoughts are
 kept in evaluation/cache under everything that made them, so that the same command goes on where it was stopped; the folder may be deleted.
 """
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from twn_lightning.evaluation.evaluate import ThinkSides
 
 log = logging.getLogger(__name__)
+
+_LONGEST_NAME = 60
+"""Characters of the tasks' names in a folder's name, beyond which their digest stands for them."""
 
 SIDES: tuple[ThinkSides, ...] = ("both", "query", "candidate")
 
@@ -83,6 +87,11 @@ def evaluation_settings(parsed: argparse.Namespace) -> RunConfig:
     """
     if parsed.backbone and not parsed.bundle:
         raise ConfigError("--backbone says what a bundle from elsewhere is for: give --bundle FOLDER too, or leave it out.")
+    if parsed.bundle is not None and parsed.config is None:
+        raise ConfigError(
+            "--bundle names a model without a run, whose decoding, batch sizes and precision are not known: give them with "
+            "--config (such as mini, or qwen3_vl_4b with --profile single_gpu)."
+        )
     if parsed.bundle is not None and parsed.run is None:
         parsed.run = f"bundle-{Path(parsed.bundle).resolve().name}"
     if parsed.tasks is not None:
@@ -95,6 +104,17 @@ def evaluation_settings(parsed: argparse.Namespace) -> RunConfig:
         if before.data.suite != "mmeb_v2":
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, tasks=()))
     return config
+
+
+def _suffix(config: RunConfig) -> str:
+    """What tells evaluations of MMEB-V2 apart: the profile, and which tasks and queries if not all."""
+    if config.data.suite == "mini":
+        return ""
+    part = "" if not config.data.tasks else "_" + "+".join(config.data.tasks)
+    if len(part) > _LONGEST_NAME:
+        part = f"_{hashlib.sha256(part.encode()).hexdigest()[:8]}"
+    queries = "" if config.evaluation.max_queries is None else f"_{config.evaluation.max_queries}_queries"
+    return f"_{config.data.suite}_{config.evaluation.profile}{part}{queries}"
 
 
 def evaluate(config: RunConfig, subject: Subject, sides: Sequence[ThinkSides], *, budget: float | None = None, skip_missing: bool = False) -> None:
@@ -130,7 +150,7 @@ def evaluate(config: RunConfig, subject: Subject, sides: Sequence[ThinkSides], *
     origin = {**of, **digests, "decoding": decoding, **environment_tags(config), **suite.tags}
     with Tracking(config, subject.folder, suite.tags).running() as tracking:
         for side in sides:
-            name = (side if budget is None else f"{side}_budget_{budget:g}") + ("" if config.data.suite == "mini" else f"_{config.data.suite}")
+            name = (side if budget is None else f"{side}_budget_{budget:g}") + _suffix(config)
             path = subject.folder / "evaluation" / name
             threshold = None if budget is None else budget_threshold(model, suite.tasks, budget, think_sides=side)
             results = evaluate_tasks(

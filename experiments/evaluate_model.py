@@ -118,6 +118,7 @@ def open_store(config: RunConfig, model: DualLoRAModel, subject: Subject) -> Vec
     hf = model.backbone.model
     made_by = {
         **cast("dict[str, str]", weights),
+        "model": json.dumps([model.interface, model.num_queries, model.is_shared, model.gate.reads, model.gate.threshold]),
         "processor": json.dumps(dataclasses.asdict(model.processor.options), sort_keys=True),
         "dtype": str(hf.dtype),
         "attention": str(hf.config.get_text_config()._attn_implementation),

@@ -94,6 +94,8 @@ def open_suite(config: RunConfig, folder: Path, *, skip_missing: bool) -> Suite:
         names = tuple(task.name for task in tasks)
         return Suite("Test tasks", tasks, names, task_labels(tasks), tags=data_tags(config), shares_candidates=True)
     root, chosen = Path(config.data.root), select(config.data.tasks)
+    if not root.is_dir():
+        raise DataError(f"data.root is {str(root)!r}, but there is no such folder: name the one that holds the data sets and media of MMEB-V2.")
     found = gather_objects(_check(config, root, chosen, folder) if rank() == 0 else None)[0]
     assert found is not None
     if found.problems and not skip_missing:
@@ -108,6 +110,7 @@ def open_suite(config: RunConfig, folder: Path, *, skip_missing: bool) -> Suite:
     tags = {"suite": "MMEB-V2", "profile": config.evaluation.profile, **found.versions}
     if config.evaluation.max_queries is not None:
         tags["max_queries"] = f"{config.evaluation.max_queries} of each task"
+    tags |= {f"note on {name}": "; ".join(notes) for name, notes in found.notes.items()}
     tags |= {f"missing {name}": problems[0] for name, problems in found.problems.items()}
     return Suite(
         title=f"MMEB-V2, profile {config.evaluation.profile}",
@@ -127,11 +130,10 @@ class _Found:
     problems: dict[str, list[str]]
     revisions: dict[str, str]
     versions: dict[str, str]
+    notes: dict[str, list[str]]
 
 
 def _check(config: RunConfig, root: Path, rows: Sequence[TaskRow], folder: Path) -> _Found:
-    if not root.is_dir():
-        raise DataError(f"data.root is {str(root)!r}, but there is no such folder: name the one that holds the data sets and media of MMEB-V2.")
     with progress("checking the files of MMEB-V2", shown=config.trainer.progress_bar) as advance:
         check = check_suite(root, rows, open_media=False, progress=advance)
     folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +144,8 @@ def _check(config: RunConfig, root: Path, rows: Sequence[TaskRow], folder: Path)
     for problem in check.problems:
         problems.setdefault(problem.task, []).append(str(problem))
     versions = {f"files of {name}": f"{version.version} ({version.repo}, {version.digest[:8]})" for name, version in check.page_versions.items()}
-    return _Found(problems, dict(check.revision), versions)
+    notes = {name: [str(note) for note in found] for name, found in check.notes.items() if found}
+    return _Found(problems, dict(check.revision), versions, notes)
 
 
 def _refusal(found: _Found, root: Path) -> str:

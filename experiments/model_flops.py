@@ -160,7 +160,7 @@ class ModelFlops:
         targets += self.embed(positive.lengths, interface="kv", gradient=False)
 
         def scored(*, gradient: bool) -> float:
-            prompt = self.see(query.patches) + self.read(query.lengths, adapter=self.reasoning_weights, gradient=gradient)
+            prompt = self.read(query.lengths, adapter=self.reasoning_weights, gradient=gradient)
             thoughts = self.read(written, before=prompts, adapter=self.reasoning_weights, gradient=gradient)
             return prompt + thoughts + self.score((thought - 1) * len(prompts), gradient=gradient)
 

@@ -125,7 +125,8 @@ def report_metrics(report: Report, prefix: str = "test") -> dict[str, float]:
         name = f"{prefix}/{given}"
         numbers.update({f"{name}/{mode}": score for mode, score in row.scores.items()})
         numbers.update({f"{name}/tokens_{mode}": tokens for mode, tokens in row.tokens_per_query.items()})
-        numbers[f"{name}/think_rate"] = row.think_rate.get("auto", 0.0)
+        if "auto" in row.think_rate:
+            numbers[f"{name}/think_rate"] = row.think_rate["auto"]
         numbers[f"{name}/ties"] = row.tie_rate
         numbers[f"{name}/seconds"] = row.seconds
     return numbers

@@ -113,7 +113,7 @@ def _zero(config: RunConfig, deepspeed: type[DeepSpeedStrategy]) -> DeepSpeedStr
     found = _DEEPSPEED.fullmatch(config.trainer.strategy)
     assert found is not None
     stage, offload = int(found[1] or 2), found[2] is not None
-    return deepspeed(
+    strategy = deepspeed(
         stage=stage,
         offload_optimizer=offload,
         offload_parameters=offload and stage == 3,
@@ -125,3 +125,7 @@ def _zero(config: RunConfig, deepspeed: type[DeepSpeedStrategy]) -> DeepSpeedStr
         logging_batch_size_per_gpu=1,  # only a throughput of DeepSpeed's own, which nobody reads, would be reckoned from it
         timeout=TIMEOUT,
     )
+    if offload:  # torch's AdamW serves on the CPU as well
+        assert isinstance(strategy.config, dict)
+        strategy.config["zero_force_ds_cpu_optimizer"] = False
+    return strategy

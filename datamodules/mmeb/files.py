@@ -14,7 +14,7 @@ from datamodules.hub import TableError, open_table
 from datamodules.mmeb.pages import CORPUS_COLUMNS, QRELS_COLUMNS, QUERY_COLUMNS, PageItems, grades, picture_sizes
 from datamodules.mmeb.parsers import PARSERS
 from datamodules.mmeb.profiles import Profile
-from datamodules.mmeb.reading import Media, Offer, OfferedItems, Pool, Problem, Row, RowError, TaskReader, clean
+from datamodules.mmeb.reading import MEND_ROW, Media, Offer, OfferedItems, Pool, Problem, Row, RowError, TaskReader, clean
 from datamodules.mmeb.table import TaskRow, label_list
 from twn_lightning.batches import Item
 from twn_lightning.errors import DataError
@@ -184,9 +184,10 @@ def _read_row(reading: Reading, reader: TaskReader, pool: Pool, row: Row, number
     except RowError as fault:
         reading.fault(row.config, number, fault.what, fault.way_out)
         return None
-    for missing in reader.media.faults:
-        reading.fault(row.config, number, missing.what, missing.way_out)
-    reader.media.faults.clear()
+    finally:
+        for missing in reader.media.faults:
+            reading.fault(row.config, number, missing.what, missing.way_out)
+        reader.media.faults.clear()
     keys = pool.add(parsed.offers)
     key = str(number) if len(task.configs) == 1 else f"{row.config}/{number}"
     return Query(item=parsed.item, labels=parsed.labels, candidates=keys if task.scope == "local" else None, key=key)
@@ -196,7 +197,7 @@ def _read_pages(reading: Reading, reader: TaskReader, tables: Mapping[str, datas
     queries, qrels, corpus = (tables[config] for config in ("queries", "qrels", "corpus"))
     pages = PageItems(corpus, reader.root / reading.repo, reader.candidate_instruction())
     reading.pages, reading.candidates, reading.num_rows = pages, pages, len(queries)
-    labels = grades(qrels)
+    labels = grades(qrels, lambda row, what: reading.fault("qrels", row, what, MEND_ROW))
     if pages.num_repeated:
         reading.counts["pages that repeat the corpus-id of an earlier one, which stays"] = pages.num_repeated
     seen: dict[str, int] = {}

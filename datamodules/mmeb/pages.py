@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,11 +82,18 @@ class PageItems(Mapping[str, Item]):
         raise DataError(f"{where}: the image of page {key!r} is {shown(stored)}, but must be an encoded picture: download the data set again.")
 
 
-def grades(qrels: datasets.Dataset) -> dict[str, dict[str, float]]:
-    """Query-id → corpus-id → grade, of all grades above 0; of several grades of one pair the highest."""
+def grades(qrels: datasets.Dataset, fault: Callable[[int, str], None]) -> dict[str, dict[str, float]]:
+    """Query-id → corpus-id → grade, of all grades above 0; of several grades of one pair the highest.
+
+    Args:
+        qrels: The table.
+        fault: Told of each row whose grade is no number, and what it is.
+    """
     found: dict[str, dict[str, float]] = defaultdict(dict)
-    for query, page, score in zip(qrels["query-id"], qrels["corpus-id"], qrels["score"], strict=True):
-        if score > 0:
+    for row, (query, page, score) in enumerate(zip(qrels["query-id"], qrels["corpus-id"], qrels["score"], strict=True)):
+        if not isinstance(score, int | float):
+            fault(row, f"score is {shown(score)}, but must be a number")
+        elif score > 0:
             labels = found[str(query)]
             labels[str(page)] = max(labels.get(str(page), 0.0), float(score))
     return dict(found)

@@ -141,8 +141,10 @@ def parse_momentseeker(row: Row, reader: TaskReader) -> Parsed:
         item = Item(text=text, video=video, instruction=reader.query_instruction(kind="video"))
     elif shown_beside.endswith(".jpg"):
         item = Item(text=text, images=(reader.media.image(f"query_{shown_beside}"),), instruction=reader.query_instruction(kind="image"))
-    else:
+    elif not shown_beside:
         item = Item(text=text, instruction=reader.query_instruction())
+    else:
+        raise RowError(f"input_frames is {shown_beside!r}, but must be empty, or end in .jpg or .mp4", MEND_ROW)
     positives = [_flat(path) for path in row.entries("positive_frames", "output_path")]
     if not positives:
         raise RowError("positive_frames is empty, so the row has no label", MEND_ROW)

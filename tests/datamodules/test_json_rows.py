@@ -163,3 +163,10 @@ def test_index_that_cannot_be_kept_is_made_each_time(tmp_path: Path, monkeypatch
     path.write_text(json.dumps(AWKWARD))
     assert list(JsonRows(path)) == AWKWARD
     assert "cannot be kept for the next time" in caplog.text
+
+
+def test_lines_of_blanks_are_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n  \n\t\r\n{"a": 2}\n   ')
+    rows = JsonRows(path)
+    assert [rows[number] for number in range(len(rows))] == [{"a": 1}, {"a": 2}]

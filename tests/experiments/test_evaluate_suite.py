@@ -54,13 +54,18 @@ def given(tmp_path: Path) -> Callable[..., list[str]]:
 
     def arguments(tree: Path, *more: str, tasks: str = ",".join(TASKS)) -> list[str]:
         settings = [f"output_dir={tmp_path}", "data.suite=mmeb_v2", f"data.root={tree}", "trainer.progress_bar=false", "tracking.enabled=false"]
-        return ["--profile", "smoke", "--tasks", tasks, *more, *settings, "decoding.max_new_tokens=3"]
+        return ["--config", "mini", "--profile", "smoke", "--tasks", tasks, *more, *settings, "decoding.max_new_tokens=3"]
 
     return arguments
 
 
+def newest(evaluations: Path, name: str = "both_mmeb_v2") -> Path:
+    """The folder of the last evaluation; profile, tasks and queries are in its name."""
+    return max(evaluations.glob(f"{name}*"), key=lambda path: path.stat().st_mtime_ns)
+
+
 def read_report(tmp_path: Path, run: str = "bundle-mine", name: str = "both_mmeb_v2") -> Report:
-    return Report.from_json((tmp_path / run / "evaluation" / name / "report.json").read_text(encoding="utf-8"))
+    return Report.from_json((newest(tmp_path / run / "evaluation", name) / "report.json").read_text(encoding="utf-8"))
 
 
 def test_a_bundle_is_evaluated_on_some_tasks_and_goes_on_where_it_was(
@@ -83,9 +88,9 @@ def test_a_bundle_is_evaluated_on_some_tasks_and_goes_on_where_it_was(
     assert "All-78, incomplete (6 of 78)" in capsys.readouterr().out
     assert {name.removeprefix("test/").split("/")[0] for name in report_metrics(report)} == {*TASKS, "incomplete"}
     folder = tmp_path / "bundle-mine" / "evaluation"
-    written = {path.name for path in (folder / "both_mmeb_v2" / "predictions").iterdir()}
+    written = {path.name for path in (newest(folder) / "predictions").iterdir()}
     assert written == {f"{name}_{kind}" for name in TASKS for kind in ("pred.jsonl", "score.json")}
-    lines = (folder / "both_mmeb_v2" / "predictions" / "OK-VQA_pred.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (newest(folder) / "predictions" / "OK-VQA_pred.jsonl").read_text(encoding="utf-8").splitlines()
     assert [set(json.loads(line)) for line in lines] == [{"prediction", "label", "rel_scores", "query"}] * 3
     assert report.provenance["profile"] == "trained"
     assert report.provenance["files of ViDoSeek-page"].startswith("corrected")
@@ -188,7 +193,7 @@ def test_a_run_on_other_tasks_is_evaluated_on_all_of_mmeb_v2(finished_run: RunCo
 def test_a_run_is_evaluated_on_mmeb_v2_under_a_profile(finished_run: RunConfig, small_tree: Path) -> None:
     settings = [f"output_dir={finished_run.output_dir}", "data.suite=mmeb_v2", f"data.root={small_tree}", "evaluation.profile=qwen"]
     evaluate.main(["--run", "done", "--tasks", "OK-VQA", "--budget", "50", *settings, "evaluation.modes=[never,auto]", "evaluation.max_queries=2"])
-    report = read_report(Path(finished_run.output_dir), "done", "both_budget_50_mmeb_v2")
+    report = read_report(Path(finished_run.output_dir), "done", "both_budget_50_mmeb_v2_qwen_OK-VQA_2_queries")
     assert [(row.name, row.num_queries) for row in report.rows] == [("OK-VQA", 2)]
     assert report.provenance["max_queries"] == "2 of each task"
 
@@ -196,6 +201,8 @@ def test_a_run_is_evaluated_on_mmeb_v2_under_a_profile(finished_run: RunConfig, 
 def test_wrong_arguments_are_answered(small_tree: Path, bundle: Path, given: Callable[..., list[str]]) -> None:
     with pytest.raises(ConfigError, match="--backbone .* give --bundle FOLDER too"):
         evaluate.main(given(small_tree, "--backbone", "somewhere"))
+    with pytest.raises(ConfigError, match="--bundle names a model without a run, .* give them with --config"):
+        evaluate.main(["--bundle", str(bundle), "data.suite=mmeb_v2", f"data.root={small_tree}"])
     with pytest.raises(ConfigError, match="--bundle is 'nowhere', but there is no such folder"):
         evaluate.main(given(small_tree, "--bundle", "nowhere"))
     with pytest.raises(ConfigError, match="Did you mean 'MSVD'"):

@@ -53,7 +53,7 @@ class Evaluation:
         chosen = ["--tasks", tasks] if tasks else []
         where = [f"output_dir={folder}", "data.suite=mmeb_v2", f"data.root={tree}", "tracking.enabled=false", "evaluation.max_queries=null"]
         small = ["decoding.max_new_tokens=4", "evaluation.batch_size=8", "evaluation.max_batch_tokens=800"]
-        self.arguments = ["--bundle", str(bundle), "--profile", "smoke", *chosen, *where, *small]
+        self.arguments = ["--bundle", str(bundle), "--config", "mini", "--profile", "smoke", *chosen, *where, *small]
 
     def start(self, *, ranks: int = 1) -> subprocess.Popen[str]:
         module = ["-m", "experiments.evaluate"]
@@ -73,15 +73,20 @@ class Evaluation:
     def folder(self) -> Path:
         return self.output / "bundle-mine" / "evaluation"
 
+    @property
+    def report_folder(self) -> Path:
+        (only,) = self.folder.glob("both_mmeb_v2*")
+        return only
+
     def report(self) -> Report:
-        return Report.from_json((self.folder / "both_mmeb_v2" / "report.json").read_text(encoding="utf-8"))
+        return Report.from_json((self.report_folder / "report.json").read_text(encoding="utf-8"))
 
     def comparable(self) -> tuple[object, dict[str, str]]:
         """The report without its times, and what the prediction files hold."""
-        data = json.loads((self.folder / "both_mmeb_v2" / "report.json").read_text(encoding="utf-8"))
+        data = json.loads((self.report_folder / "report.json").read_text(encoding="utf-8"))
         for row in data["rows"]:
             assert row.pop("seconds") > 0.0
-        predictions = sorted((self.folder / "both_mmeb_v2" / "predictions").iterdir())
+        predictions = sorted((self.report_folder / "predictions").iterdir())
         return data, {path.name: path.read_text(encoding="utf-8") for path in predictions}
 
     def vectors(self) -> dict[Path, int]:

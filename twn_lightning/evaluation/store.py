@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
+import uuid
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -133,7 +133,7 @@ class Shelf:
             return
         about = {"items": b"".join(digests).hex(), "seconds": repr(rows.seconds)}
         lines = [json.dumps({"item": digest.hex(), "thought": thought}) for digest, thought in zip(digests, rows.thoughts, strict=True)]
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
         try:
             _write(path.with_suffix(".jsonl"), ("\n".join(lines) + "\n").encode())
             save_file(tensors, str(temporary), metadata=about)
@@ -215,6 +215,6 @@ def _digest_of(made_by: Mapping[str, object]) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     temporary.write_bytes(content)
     temporary.replace(path)

@@ -12,7 +12,7 @@ from pathlib import Path
 from twn_lightning import __version__
 from twn_lightning.batches import ImageSource, Item
 from twn_lightning.errors import DataError
-from twn_lightning.media import frame_files
+from twn_lightning.media import frame_files, load_image
 
 CODE = ("batches.py", "media.py", "models", "evaluation/encode.py", "evaluation/encode_batches.py")
 """Files and folders of this package in which an item becomes a prompt and a prompt a vector."""
@@ -37,7 +37,8 @@ def item_digest(item: Item, *, by_content: bool) -> bytes:
     def content(medium: ImageSource) -> bytes:
         if isinstance(medium, Path):
             return _medium_digest(medium) if by_content else str(medium).encode()
-        return f"{medium.mode}{medium.size}".encode() + medium.tobytes()
+        picture = load_image(medium)  # as it is shown: with its palette, upright
+        return f"{picture.size}".encode() + picture.tobytes()
 
     frames = item.video if isinstance(item.video, tuple) else () if item.video is None else (item.video,)
     video = "none" if item.video is None else "frames" if isinstance(item.video, tuple) else "file"

@@ -156,9 +156,29 @@ def active_adapter(layers: Sequence[LoraLayer]) -> str | None:
 
 
 def checkpoint_context_fn(layers: Sequence[LoraLayer]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts for torch.utils.checkpoint, taken at forward: the recompute uses the adapter of its forward.
+    """Contexts for torch.utils.checkpoint, taken at forward: the recompute uses the adapter of its forward, with or without dropout as there.
 
     Args:
         layers: LoRA layers of the checkpointed module.
     """
-    return contextlib.nullcontext(), use_adapter(layers, active_adapter(layers))
+    return contextlib.nullcontext(), _again(layers, active_adapter(layers))
+
+
+def _again(layers: Sequence[LoraLayer], name: str | None) -> AbstractContextManager[None]:
+    """A context in which everything is as it is now."""
+    drops = [drop for layer in layers for drop in layer.lora_dropout.values() if isinstance(drop, nn.Dropout)]
+    then = [drop.training for drop in drops]
+
+    @contextlib.contextmanager
+    def again() -> Iterator[None]:
+        before = [drop.training for drop in drops]
+        for drop, training in zip(drops, then, strict=True):
+            drop.training = training
+        try:
+            with use_adapter(layers, name):
+                yield
+        finally:
+            for drop, training in zip(drops, before, strict=True):
+                drop.training = training
+
+    return again()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from twn_lightning.batches import GateBatch, PairBatch
-from twn_lightning.distributed import rank, world_size
+from twn_lightning.distributed import max_over_ranks, rank, world_size
 from twn_lightning.errors import CheckpointError, ConfigError, TwnError
 from twn_lightning.models.dual_lora import DualLoRAModel, Part
 
@@ -146,8 +146,12 @@ class StageModule(LightningModule, ABC, Generic[BatchT]):
         """
         torch.manual_seed(self._seed_of("train"))  # for dropout, which takes no generator of its own
         output = self.step(batch)
-        if not torch.isfinite(output.loss):
-            raise TwnError(self._not_finite(batch, output))
+        is_broken = not bool(torch.isfinite(output.loss))
+        if max_over_ranks(int(is_broken)):  # all ranks stop together: one alone would leave the others waiting for it
+            other = (
+                f"Stage {self.stage}, step {self.trainer.global_step}: the loss of another rank is not finite; its own message says on which batch."
+            )
+            raise TwnError(self._not_finite(batch, output) if is_broken else other)
         learning_rate = torch.tensor(self.optim.learning_rate * self.optim.factor(self.trainer.global_step))
         self._log({"loss": output.loss, **output.metrics}, "", batch)
         self.log(f"{self.stage}/learning_rate", learning_rate, batch_size=len(batch))

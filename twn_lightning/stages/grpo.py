@@ -110,9 +110,11 @@ class GrpoStage(StageModule[PairBatch]):
         rollouts = self._current(batch) if self.training else self.roll_out(batch)
         mask = rollouts.thoughts.mask[:, 1:]
         log_probs = self.model.thought_log_probs(batch.query, rollouts.thoughts)
+        # On fresh thoughts the ratio is 1; in 16 bits the decoder, token by token, and this pass round differently.
+        is_fresh = self.spec.inner_epochs == 1 and self.training
         terms = grpo_loss(
             log_probs,
-            rollouts.log_probs,
+            log_probs.detach() if is_fresh else rollouts.log_probs,
             rollouts.reference_log_probs,
             rollouts.advantages,
             mask,

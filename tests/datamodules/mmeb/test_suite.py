@@ -122,6 +122,15 @@ def test_a_moment_without_a_positive_clip_has_no_label_and_takes_none_of_the_row
     assert "holds no folder positive…, so the row has no label" in _only_problem(root, "QVHighlight")
 
 
+def test_a_grade_that_is_no_number_is_named(make: Make) -> None:
+    root = make("VisRAG_PlotQA")
+    file = next((root / "openbmb/VisRAG-Ret-Test-PlotQA/qrels").iterdir())
+    rows = pq.read_table(file).to_pylist()
+    pq.write_table(pa.Table.from_pylist([{**row, "score": None if number == 1 else row["score"]} for number, row in enumerate(rows)]), file)
+    problems = [str(problem) for problem in _check(root, "VisRAG_PlotQA").problems]
+    assert [problem for problem in problems if "qrels" in problem and "row 1: score is None, but must be a number" in problem], problems
+
+
 def test_a_query_without_a_page_and_a_page_that_is_missing_are_named(make: Make) -> None:
     root = make("VisRAG_PlotQA", "ViDoRe_tatdqa")
     _drop_rows(next((root / "openbmb/VisRAG-Ret-Test-PlotQA/qrels").iterdir()), lambda row: row["query-id"] != "query-1")

@@ -263,3 +263,18 @@ def test_the_code_that_makes_prompts_and_vectors_is_in_the_key(tmp_path: Path) -
     processor = tmp_path / "models" / "backbones" / "base.py"
     processor.write_text(processor.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     assert code_digest(tmp_path) != code_digest()
+
+
+def test_a_picture_is_named_as_it_is_shown() -> None:
+    """A palette and an orientation are not among its pixels, but change what is seen."""
+    red, green = Image.new("P", (4, 4), 0), Image.new("P", (4, 4), 0)
+    red.putpalette([255, 0, 0])
+    green.putpalette([0, 255, 0])
+    upright, turned = (
+        Image.effect_mandelbrot((8, 4), (-2, -1, 1, 1), 9).convert("RGB"),
+        Image.effect_mandelbrot((8, 4), (-2, -1, 1, 1), 9).convert("RGB"),
+    )
+    turned.getexif()[0x0112] = 6
+    for one, other in ((red, green), (upright, turned)):
+        assert one.tobytes() == other.tobytes()
+        assert item_digest(Item(images=(one,)), by_content=False) != item_digest(Item(images=(other,)), by_content=False)

@@ -146,6 +146,21 @@ def test_gradient_checkpointing_changes_no_loss_and_no_gradient(make_model: Make
         assert torch.allclose(gradient, gradients_again[name], rtol=1e-3, atol=1e-4 * float(gradient.abs().max())), name
 
 
+def test_a_recompute_has_the_dropout_of_its_forward(make_model: MakeModel, make_items: MakeItems) -> None:
+    """The policy's log-probabilities are computed without dropout, in a model that trains with it."""
+    gradients = []
+    for checkpointing in (False, True):
+        model = make_model(dropout=0.3).train()
+        model.set_trainable("reasoning")
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        torch.autograd.backward(model.thought_log_probs(*batch(model, make_items(3))).sum())
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None})
+    kept, recomputed = gradients
+    assert kept.keys() == recomputed.keys()
+    assert all(torch.allclose(kept[name], recomputed[name], rtol=1e-3, atol=1e-4 * float(kept[name].abs().max())) for name in kept)
+
+
 def test_gradient_checkpointing_without_detach_is_refused(make_model: MakeModel) -> None:
     with pytest.raises(ConfigError, match="detach=false"):
         make_model(detach=False).enable_gradient_checkpointing()
