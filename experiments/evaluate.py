@@ -9,8 +9,8 @@ On MMEB-V2, in any run's settings: ``--run mini data.suite=mmeb_v2 data.root=FOL
 ``--tasks IMG_CLS,MSR-VTT`` chooses tasks and groups of them, ``--skip-missing`` evaluates what is there, and evaluation.profile says how inputs are
 shown. ``--bundle FOLDER --config NAME`` evaluates a bundle from anywhere; one without twn_config.json needs ``--backbone PATH`` too.
 
-Several processes share the work, to the same report: ``torchrun --standalone --nproc-per-node 8 -m experiments.evaluate -- …``. Vectors and thoughts are
-kept in evaluation/cache under everything that made them, so that the same command goes on where it was stopped; the folder may be deleted.
+Several processes share the work, to the same report: ``torchrun --standalone --nproc-per-node 8 -m experiments.evaluate -- …``. Vectors and thoughts
+are kept in evaluation/cache under everything that made them, so that the same command goes on where it was stopped; the folder may be deleted.
 """
 
 from __future__ import annotations
