@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from twn_lightning.distributed import world_size
 from twn_lightning.errors import CheckpointError
+from twn_lightning.files import replacing
 
 PACKAGES = ("torch", "torchvision", "lightning", "transformers", "peft", "tokenizers", "safetensors", "numpy", "pillow", "av", "mlflow", "deepspeed")
 
@@ -114,11 +115,10 @@ class RunRecord(Callback):
     def _write(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero:
             return
-        temporary = self.path.with_name(f".{self.path.name}.part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(self.record, indent=1, default=str) + "\n", encoding="utf-8")
-            temporary.replace(self.path)
+            with replacing(self.path) as temporary:
+                temporary.write_text(json.dumps(self.record, indent=1, default=str) + "\n", encoding="utf-8")
         except OSError as error:
             raise CheckpointError(
                 f"The run's record {self.path} cannot be written: {error.strerror or error}. Choose another output folder."

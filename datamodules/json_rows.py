@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from datamodules.digests import text_digest
 from twn_lightning.errors import DataError
+from twn_lightning.files import replacing
 
 _log = logging.getLogger(__name__)
 
@@ -149,9 +149,8 @@ def _kept_index(kept: Path, path: Path, size: int) -> tuple[Spans, str]:
             return arrays["spans"], str(arrays["digest"])
     _log.info("%s: looking for its rows (%.1f GB, once).", path, size / 1e9)
     spans, digest = _scan(path, size)
-    with tempfile.NamedTemporaryFile(dir=kept.parent, suffix=".npz", delete=False) as file:
+    with replacing(kept) as temporary, temporary.open("wb") as file:
         np.savez(file, spans=spans, digest=np.array(digest))
-    Path(file.name).replace(kept)
     return spans, digest
 
 

@@ -22,11 +22,12 @@ from twn_lightning.configs.run import RunConfig
 from twn_lightning.distributed import barrier, from_rank_zero, rank
 from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.encode import EncodedItems, KnownItems, encode_items
-from twn_lightning.evaluation.evaluate import CandidateItems, QueryItems, SweepPoint, ThinkSides, threshold_sweep
+from twn_lightning.evaluation.evaluate import SweepPoint, ThinkSides, threshold_sweep
 from twn_lightning.evaluation.self_label import GateExamples, concatenate_examples, fit_threshold, self_label
 from twn_lightning.evaluation.shards import dealt, own_windows
 from twn_lightning.evaluation.task import RetrievalTask
 from twn_lightning.evaluation.task_labels import half_of, label_task
+from twn_lightning.files import replacing
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.models.gate import threshold_within, tokens_per_query
 
@@ -112,9 +113,8 @@ def _store(examples: GateExamples, path: Path) -> None:
     rows = zip(examples.source, examples.side, examples.gain.tolist(), examples.thoughts, strict=True)
     lines = [json.dumps({"source": source, "side": side, "gain": round(gain, 4), "thought": thought}) for source, side, gain, thought in rows]
     write_atomically(path.with_suffix(".jsonl"), "\n".join(lines) + "\n")
-    temporary = path.with_name(path.name + ".part")
-    save_file(tensors, str(temporary))
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file(tensors, str(temporary))
 
 
 def choose_threshold(config: RunConfig, model: DualLoRAModel, tasks: Sequence[RetrievalTask], examples: GateBatch) -> list[SweepPoint]:
@@ -277,8 +277,8 @@ def encode_tasks(config: RunConfig, model: DualLoRAModel, tasks: Sequence[Retrie
     known: KnownItems = {}
     with progress("encoding tasks", shown=config.trainer.progress_bar) as advance:
         for number, task in enumerate(tasks):
-            queries = encode(QueryItems(task.queries))
-            candidates = encode(CandidateItems(task.candidates), known=known)
+            queries = encode(task.query_items)
+            candidates = encode(task.candidate_items, known=known)
             encoded.append(EncodedTask(task, queries, candidates))
             advance(number + 1, len(tasks))
     return encoded

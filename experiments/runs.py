@@ -17,6 +17,7 @@ import yaml
 from twn_lightning.configs.load import config_yaml, flatten
 from twn_lightning.configs.run import RunConfig
 from twn_lightning.errors import CheckpointError, ConfigError
+from twn_lightning.files import replacing
 
 CONFIGS = Path(__file__).parent / "configs"
 BACKBONES = Path(__file__).parent / "backbones"
@@ -265,6 +266,5 @@ def _link_or_copy(source: str, target: str) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old or the new one, never half of it."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

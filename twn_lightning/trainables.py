@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from twn_lightning.errors import CheckpointError
+from twn_lightning.files import replacing
 
 SUFFIX = ".trainables.safetensors"
 _PREFIX = "model."
@@ -49,14 +50,11 @@ class Trainables:
         """
         rest = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self) if entry.name != "tensors"}
         metadata = {name: json.dumps(value) for name, value in rest.items()}
-        temporary = path.with_name(f".{path.name}.part")
         try:
-            save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, str(temporary), metadata=metadata)
-            temporary.replace(path)
+            with replacing(path) as temporary:
+                save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, str(temporary), metadata=metadata)
         except SafetensorError as error:
             raise OSError(str(error)) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def put_into(self, model: nn.Module) -> None:
         """Copies the tensors into a model.

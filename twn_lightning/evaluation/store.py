@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import uuid
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from twn_lightning.errors import DataError
 from twn_lightning.evaluation.encoded import EncodedItems, ThinkMode
+from twn_lightning.files import replacing
 from twn_lightning.models.outputs import Decoding
 
 log = logging.getLogger(__name__)
@@ -133,11 +133,10 @@ class Shelf:
             return
         about = {"items": b"".join(digests).hex(), "seconds": repr(rows.seconds)}
         lines = [json.dumps({"item": digest.hex(), "thought": thought}) for digest, thought in zip(digests, rows.thoughts, strict=True)]
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
         try:
             _write(path.with_suffix(".jsonl"), ("\n".join(lines) + "\n").encode())
-            save_file(tensors, str(temporary), metadata=about)
-            temporary.replace(path)  # last: what has this file is complete
+            with replacing(path) as temporary:  # last: what has this file is complete
+                save_file(tensors, str(temporary), metadata=about)
         except (OSError, SafetensorError) as error:
             raise DataError(f"Vectors cannot be stored in {self.folder} ({error}): make room there, or go without a cache.") from error
         self._counts.written += len(digests)
@@ -215,6 +214,5 @@ def _digest_of(made_by: Mapping[str, object]) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
