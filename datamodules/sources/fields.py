@@ -170,14 +170,21 @@ class RowReader:
         return item
 
 
-def check_row_options(*, max_rows: int | None) -> None:
-    """Refuses numbers out of range.
+@dataclass(frozen=True, kw_only=True)
+class RowOptions:
+    """What every source of rows can be told."""
 
-    Raises:
-        ConfigError: ``max_rows`` is less than 1.
-    """
-    if max_rows is not None and max_rows < 1:
-        raise ConfigError(f"max_rows is {max_rows}, but it counts rows: choose 1 or more, or leave it out for all.")
+    max_rows: int | None = None
+    """Take the first so many rows; None for all."""
+    on_error: OnError = "raise"
+    """What a faulty row does: raise stops; skip lets the next usable one stand in for it, and counts."""
+    check_media: CheckMedia = "open"
+    """open reads the header of a row's pictures and the first frame of its clips before they are used (pictures within tables are decoded); exists
+    only looks whether they are there."""
+
+    def __post_init__(self) -> None:
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ConfigError(f"max_rows is {self.max_rows}, but it counts rows: choose 1 or more, or leave it out for all.")
 
 
 def shown(value: object) -> str:

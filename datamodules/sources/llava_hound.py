@@ -13,7 +13,7 @@ from typing import Literal
 from datamodules.digests import text_digest
 from datamodules.json_rows import JsonObject, JsonRows
 from datamodules.row_source import Reading, RowSource
-from datamodules.sources.fields import CheckMedia, Media, OnError, RowReader, check_row_options, without_placeholders
+from datamodules.sources.fields import Media, RowOptions, RowReader, without_placeholders
 from twn_lightning.batches import Item, Pair
 
 Task = Literal["caption", "video", "answer"]
@@ -22,7 +22,7 @@ _INSTRUCTIONS: dict[Task, str] = {"caption": "", "video": "Find the video that s
 
 
 @dataclass(frozen=True)
-class LlavaHoundOptions:
+class LlavaHoundOptions(RowOptions):
     """How a file of LLaVA-Hound is read."""
 
     path: Path
@@ -38,15 +38,6 @@ class LlavaHoundOptions:
     """Instruction of the queries; empty: one that says the task (none for caption, where the rows bring theirs)."""
     positive_instruction: str = ""
     """Instruction of the positives."""
-    max_rows: int | None = None
-    """Take the first so many rows; None for all."""
-    on_error: OnError = "raise"
-    """What a faulty row does: raise stops; skip lets the next usable one stand in for it, and counts."""
-    check_media: CheckMedia = "open"
-    """open reads the header of a video's first frame before the row is used; exists only looks whether the video is there."""
-
-    def __post_init__(self) -> None:
-        check_row_options(max_rows=self.max_rows)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from datamodules.digests import text_digest
 from datamodules.mixing import did_you_mean
 from datamodules.row_source import Reading, RowSource
-from datamodules.sources.fields import CheckMedia, Media, OnError, RowReader, check_row_options, without_placeholders
+from datamodules.sources.fields import Media, RowOptions, RowReader, without_placeholders
 from datamodules.sources.tables import open_folder, table_digest
 from twn_lightning.batches import Item, Pair
 from twn_lightning.errors import ConfigError
@@ -31,7 +31,7 @@ _NEGATIVE_COLUMNS = ("neg_text", "neg_image_path")
 
 
 @dataclass(frozen=True)
-class MmebTrainOptions:
+class MmebTrainOptions(RowOptions):
     """How a configuration of MMEB-train is read."""
 
     path: Path
@@ -44,17 +44,11 @@ class MmebTrainOptions:
     """Folder of the pictures' paths; None: the repository's own folder."""
     name: str = ""
     """Name of the source in weights and logs; empty takes the configuration's."""
-    max_rows: int | None = None
-    """Take the first so many rows; None for all."""
-    on_error: OnError = "raise"
-    """What a faulty row does: raise stops; skip lets the next usable one stand in for it, and counts."""
-    check_media: CheckMedia = "open"
-    """open reads the header of a row's pictures before they are used; exists only looks whether they are there."""
 
     def __post_init__(self) -> None:
         if self.config not in CONFIGS:
             raise ConfigError(f"{self.config!r} is no configuration of MMEB-train. {did_you_mean(self.config, CONFIGS)}")
-        check_row_options(max_rows=self.max_rows)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from datamodules.digests import text_digest
 from datamodules.row_source import Reading, RowSource
-from datamodules.sources.fields import CheckMedia, Media, OnError, RowReader, check_row_options
+from datamodules.sources.fields import CheckMedia, Media, RowOptions, RowReader
 from datamodules.sources.tables import encoded_picture, open_folder, table_digest
 from twn_lightning.batches import Item, Pair
 
@@ -17,7 +17,7 @@ _ANSWER_INSTRUCTION = "Answer the question about this page."
 
 
 @dataclass(frozen=True)
-class ColpaliOptions:
+class ColpaliOptions(RowOptions):
     """How the train set of ColPali is read."""
 
     path: Path
@@ -32,19 +32,10 @@ class ColpaliOptions:
     """Instruction of the queries; empty: one that says the task."""
     positive_instruction: str = ""
     """Instruction of the positives."""
-    max_rows: int | None = None
-    """Take the first so many rows; None for all."""
-    on_error: OnError = "raise"
-    """What a faulty row does: raise stops; skip lets the next usable one stand in for it, and counts."""
-    check_media: CheckMedia = "open"
-    """open decodes a row's picture before it is used; exists only reads its header."""
-
-    def __post_init__(self) -> None:
-        check_row_options(max_rows=self.max_rows)
 
 
 @dataclass(frozen=True)
-class VisragOptions:
+class VisragOptions(RowOptions):
     """How a train set of VisRAG is read."""
 
     path: Path
@@ -57,15 +48,6 @@ class VisragOptions:
     """Instruction of the queries."""
     positive_instruction: str = ""
     """Instruction of the positives."""
-    max_rows: int | None = None
-    """Take the first so many rows; None for all."""
-    on_error: OnError = "raise"
-    """What a faulty row does: raise stops; skip lets the next usable one stand in for it, and counts."""
-    check_media: CheckMedia = "open"
-    """open decodes a row's picture before it is used; exists only reads its header."""
-
-    def __post_init__(self) -> None:
-        check_row_options(max_rows=self.max_rows)
 
 
 @dataclass(frozen=True)

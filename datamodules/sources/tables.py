@@ -83,7 +83,7 @@ def encoded_picture(value: object, place: str, name: str, *, check: CheckMedia) 
         value: What the table holds: an encoded picture and perhaps the path of its file.
         place: Where the row stands, for messages.
         name: The column.
-        check: open reads the picture's header.
+        check: open decodes the picture, exists only reads its header.
 
     Raises:
         RowError: It is no picture.

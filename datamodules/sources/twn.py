@@ -14,7 +14,7 @@ from datamodules.digests import text_digest
 from datamodules.json_rows import JsonObject, JsonRows
 from datamodules.mixing import did_you_mean
 from datamodules.row_source import Reading, Repair, RowError, RowSource
-from datamodules.sources.fields import CheckMedia, Media, OnError, RowReader, check_row_options, shown, without_placeholders
+from datamodules.sources.fields import Media, RowOptions, RowReader, shown, without_placeholders
 from datamodules.sources.thoughts import split_reply
 from twn_lightning.batches import Item, Pair
 from twn_lightning.errors import ConfigError
@@ -30,7 +30,7 @@ THOUGHT_NAMES = ("cot", "think", "thinking", "thought", "reasoning", "rationale"
 
 
 @dataclass(frozen=True)
-class TwnOptions:
+class TwnOptions(RowOptions):
     """How a file of TWN-training-data is read."""
 
     path: Path
@@ -49,18 +49,12 @@ class TwnOptions:
     """Every row must hold both chains of thought (stage cot_sft learns to write them)."""
     with_answer: bool = True
     """A chain of thought ends with the answer or summary that follows it, where the file has one."""
-    max_rows: int | None = None
-    """Take the first so many rows; None for all."""
-    on_error: OnError = "raise"
-    """What a faulty row does: raise stops; skip lets the next usable one stand in for it, and counts."""
-    check_media: CheckMedia = "open"
-    """open reads the header of a row's pictures and the first frame of its clips before they are used; exists only looks whether they are there."""
 
     def __post_init__(self) -> None:
         for scheme in self.media:
             if scheme not in SCHEMES:
                 raise ConfigError(f"media names the scheme {scheme!r}, which these files do not use. {did_you_mean(scheme, SCHEMES)}")
-        check_row_options(max_rows=self.max_rows)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from datamodules.digests import text_digest
 from datamodules.json_rows import JsonObject, JsonRows
 from datamodules.row_source import Reading, Repair, RowError, RowSource
-from datamodules.sources.fields import CheckMedia, Media, OnError, RowReader, check_row_options, without_placeholders
+from datamodules.sources.fields import Media, RowOptions, RowReader, without_placeholders
 from datamodules.sources.thoughts import split_reply
 from twn_lightning.batches import Item, Pair
 
@@ -24,7 +24,7 @@ _BLANK = "blank.jpg"
 
 
 @dataclass(frozen=True)
-class UmeR1Options:
+class UmeR1Options(RowOptions):
     """How a file of UME-R1 is read."""
 
     path: Path
@@ -39,15 +39,6 @@ class UmeR1Options:
     """Every row must hold both chains of thought (stage cot_sft learns to write them)."""
     with_answer: bool = True
     """A chain of thought ends with the summary that follows it in the file."""
-    max_rows: int | None = None
-    """Take the first so many rows; None for all."""
-    on_error: OnError = "raise"
-    """What a faulty row does: raise stops; skip lets the next usable one stand in for it, and counts."""
-    check_media: CheckMedia = "open"
-    """open reads the header of a row's pictures and the first frame of its clips before they are used; exists only looks whether they are there."""
-
-    def __post_init__(self) -> None:
-        check_row_options(max_rows=self.max_rows)
 
 
 @dataclass(frozen=True)
