@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args, overload
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import torch
 
@@ -14,7 +14,7 @@ from twn_lightning.evaluation.encode import EncodedItems, KnownItems, ProgressCa
 from twn_lightning.evaluation.rank import TaskRanking, rank_each
 from twn_lightning.evaluation.routing import Routing, route, routed_values
 from twn_lightning.evaluation.store import VectorStore
-from twn_lightning.evaluation.task import Query, RetrievalTask
+from twn_lightning.evaluation.task import RetrievalTask
 from twn_lightning.models.outputs import Decoding
 
 if TYPE_CHECKING:
@@ -24,56 +24,6 @@ Mode: TypeAlias = Literal["never", "always", "auto", "oracle"]
 ThinkSides: TypeAlias = Literal["both", "query", "candidate"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 _THINKING: tuple[ThinkMode, ...] = ("never", "always", "auto")
-
-
-class QueryItems(Sequence[Item]):
-    """What a task's queries are searched with; each is asked for when it is needed, since the task may open it then.
-
-    Args:
-        queries: Of a task.
-    """
-
-    def __init__(self, queries: Sequence[Query]) -> None:
-        self._queries = queries
-
-    def __len__(self) -> int:
-        return len(self._queries)
-
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Item]: ...
-
-    def __getitem__(self, index: int | slice) -> Item | list[Item]:
-        if isinstance(index, slice):
-            return [query.item for query in self._queries[index]]
-        return self._queries[index].item
-
-
-class CandidateItems(Sequence[Item]):
-    """A task's candidates in their order; each is asked for when it is needed, since the task may open it then.
-
-    Args:
-        candidates: Of a task.
-    """
-
-    def __init__(self, candidates: Mapping[str, Item]) -> None:
-        self._candidates, self._keys = candidates, tuple(candidates)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Item]: ...
-
-    def __getitem__(self, index: int | slice) -> Item | list[Item]:
-        if isinstance(index, slice):
-            return [self._candidates[key] for key in self._keys[index]]
-        return self._candidates[self._keys[index]]
 
 
 @dataclass(frozen=True)
@@ -201,7 +151,7 @@ def evaluate_task(  # noqa: PLR0913 -- the public front door; every argument has
     _check(modes, think_sides, threshold)
     gate_threshold = float(model.gate.threshold)
     think = _needed_thoughts(modes, threshold_is_own=threshold in (None, gate_threshold))
-    items: dict[str, Sequence[Item]] = {"query": QueryItems(task.queries), "candidate": CandidateItems(task.candidates)}
+    items: dict[str, Sequence[Item]] = {"query": task.query_items, "candidate": task.candidate_items}
     total = len(items["query"]) + len(items["candidate"])
     encoded: dict[str, EncodedItems] = {}
     for side, side_items in items.items():

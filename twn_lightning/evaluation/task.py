@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args, overload
 
 from twn_lightning.batches import Item
 from twn_lightning.errors import DataError
@@ -30,6 +30,31 @@ class Query:
     labels: Mapping[str, float]
     candidates: tuple[str, ...] | None
     key: str
+
+
+class LazyItems(Sequence[Item]):
+    """Items that are asked for one by one, when they are needed: a task may open what they show only then.
+
+    Args:
+        num_items: How many there are.
+        item: Gives the item of a number.
+    """
+
+    def __init__(self, num_items: int, item: Callable[[int], Item]) -> None:
+        self._num_items, self._item = num_items, item
+
+    def __len__(self) -> int:
+        return self._num_items
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        chosen = range(self._num_items)[index]
+        return self._item(chosen) if isinstance(chosen, int) else [self._item(number) for number in chosen]
 
 
 @dataclass(frozen=True)
@@ -71,6 +96,17 @@ class RetrievalTask:
             raise DataError(f"Task {self.name}: two queries have the same key; keys must be unique, since results are stored by them.")
         for query in self.queries:
             self._check_query(query)
+
+    @property
+    def query_items(self) -> LazyItems:
+        """What is searched with, in the queries' order."""
+        return LazyItems(len(self.queries), lambda number: self.queries[number].item)
+
+    @property
+    def candidate_items(self) -> LazyItems:
+        """The candidates, in their order."""
+        keys = tuple(self.candidates)
+        return LazyItems(len(keys), lambda number: self.candidates[keys[number]])
 
     def _check_query(self, query: Query) -> None:
         where = f'Task {self.name}, query "{query.key}"'

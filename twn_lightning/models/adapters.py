@@ -127,12 +127,18 @@ def adapter_pass(layers: Sequence[LoraLayer], checkpointed: Sequence[nn.Module],
     flags: list[tuple[nn.Module, str, bool]] = [(layer, "gradient_checkpointing", recompute) for layer in checkpointed]
     drops = [layer.lora_dropout[name] for layer in layers if name in layer.lora_dropout]
     flags += [(drop, "training", dropout) for drop in drops if isinstance(drop, nn.Dropout)]
+    with use_adapter(layers, name), _set(flags):
+        yield
+
+
+@contextlib.contextmanager
+def _set(flags: Sequence[tuple[nn.Module, str, bool]]) -> Iterator[None]:
+    """Runs the body with flags of modules set, then restores what was."""
     before = [getattr(module, flag) for module, flag, _ in flags]
     for module, flag, value in flags:
         setattr(module, flag, value)
     try:
-        with use_adapter(layers, name):
-            yield
+        yield
     finally:
         for (module, flag, _), value in zip(flags, before, strict=True):
             setattr(module, flag, value)
@@ -161,24 +167,11 @@ def checkpoint_context_fn(layers: Sequence[LoraLayer]) -> tuple[AbstractContextM
     Args:
         layers: LoRA layers of the checkpointed module.
     """
-    return contextlib.nullcontext(), _again(layers, active_adapter(layers))
-
-
-def _again(layers: Sequence[LoraLayer], name: str | None) -> AbstractContextManager[None]:
-    """A context in which everything is as it is now."""
     drops = [drop for layer in layers for drop in layer.lora_dropout.values() if isinstance(drop, nn.Dropout)]
-    then = [drop.training for drop in drops]
+    return contextlib.nullcontext(), _again(layers, active_adapter(layers), [(drop, "training", drop.training) for drop in drops])
 
-    @contextlib.contextmanager
-    def again() -> Iterator[None]:
-        before = [drop.training for drop in drops]
-        for drop, training in zip(drops, then, strict=True):
-            drop.training = training
-        try:
-            with use_adapter(layers, name):
-                yield
-        finally:
-            for drop, training in zip(drops, before, strict=True):
-                drop.training = training
 
-    return again()
+@contextlib.contextmanager
+def _again(layers: Sequence[LoraLayer], name: str | None, flags: Sequence[tuple[nn.Module, str, bool]]) -> Iterator[None]:
+    with use_adapter(layers, name), _set(flags):
+        yield

@@ -16,7 +16,7 @@ from twn_lightning.batches import Inputs, Item
 from twn_lightning.errors import DataError
 from twn_lightning.evaluation.encode import EncodedItems, encode_items
 from twn_lightning.evaluation.encode_batches import joined_prompts, prompt_batches
-from twn_lightning.evaluation.evaluate import CandidateItems, QueryItems, evaluate_task
+from twn_lightning.evaluation.evaluate import evaluate_task
 from twn_lightning.evaluation.task import Query, RetrievalTask
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.models.outputs import Decoding
@@ -126,9 +126,9 @@ def test_a_task_that_opens_its_pictures_when_asked_keeps_a_batch_of_them_at_most
 
 def test_items_of_a_task_are_sequences(make_items: ItemMaker) -> None:
     task = lazy_task({key: Item(text=key) for key in ("3", "11", "x")})
-    assert QueryItems(task.queries)[1].text == "picture 11"
-    assert [item.text for item in QueryItems(task.queries)[:1]] == ["picture 3"]
-    assert [item.text for item in CandidateItems(task.candidates)[1:]] == ["11", "x"]
+    assert task.query_items[1].text == "picture 11"
+    assert [item.text for item in task.query_items[:1]] == ["picture 3"]
+    assert [item.text for item in task.candidate_items[1:]] == ["11", "x"]
 
 
 def test_sampled_thoughts_are_those_of_the_batch_whenever_it_is_encoded(tiny_model: DualLoRAModel, make_items: ItemMaker) -> None:
