@@ -8,7 +8,7 @@ import pytest
 from datamodules.sources import SOURCES, has_option
 
 
-def documented_fields(options: type) -> set[str]:
+def documented_fields(options: type[object]) -> set[str]:
     """Names of the fields of one class body that a docstring stands under."""
     (tree,) = ast.parse(inspect.getsource(options)).body
     assert isinstance(tree, ast.ClassDef)
@@ -26,7 +26,7 @@ def documented_fields(options: type) -> set[str]:
 def test_every_option_says_what_it_means(kind: str) -> None:
     options = get_type_hints(SOURCES[kind])["options"]
     bodies = [base for base in options.__mro__ if dataclasses.is_dataclass(base)]
-    documented = set().union(*map(documented_fields, bodies))
+    documented = {name for body in bodies for name in documented_fields(body)}
     assert {field.name for field in dataclasses.fields(options)} == documented
 
 
