@@ -35,6 +35,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 from experiments.pipeline import run_pipeline
 from experiments.runs import CONFIGS
 from twn_lightning.batches import Item
+from twn_lightning.checkpoints import save_bundle
 from twn_lightning.configs.load import load_config
 from twn_lightning.configs.run import RunConfig
 from twn_lightning.models.adapters import LoraSpec
@@ -165,6 +166,29 @@ def make_model(tiny_backbone_path: Path) -> Callable[..., DualLoRAModel]:
 def tiny_model(make_model: Callable[..., DualLoRAModel]) -> DualLoRAModel:
     """A model of the kv interface with two queries, in eval mode, nothing trainable yet."""
     return make_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_backbone_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved bundle on the tiny backbone: random adapters that show in every vector, a gate with a threshold and a curve."""
+    backbone = load_backbone(tiny_backbone_path, options=ProcessorOptions(num_frames=4, max_thought_tokens=48))
+    spec = LoraSpec(rank=4, alpha=8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = DualLoRAModel(backbone, reasoning=spec, embedding=spec, num_queries=2)
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    model.gate.threshold = 0.5
+    rates = {0.0: 1.0, 0.5: 0.5, 1.0: 0.0}
+    model.gate.curve = [
+        {"threshold": threshold, "quality": 50.0 + 10.0 * rate, "think_rate": rate, "query_tokens": 8.0 * rate, "candidate_tokens": 6.0 * rate}
+        | {"reasoning_tokens": 20.0 * rate, "candidates_per_query": 2.0}
+        for threshold, rate in rates.items()
+    ]
+    return save_bundle(
+        model, tmp_path_factory.mktemp("bundle") / "bundle", provenance={"stage": "3_gate", "run": "tiny"}, backbone_path=tiny_backbone_path
+    )
 
 
 @pytest.fixture

@@ -1,10 +1,13 @@
-"""What a user of a trained model imports: items in, vectors out."""
+"""What a user of a trained model imports: inputs in, vectors out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import dataclasses
+import json
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias, overload
 
@@ -13,120 +16,206 @@ from torch import Tensor
 
 from twn_lightning.batches import Item
 from twn_lightning.checkpoints import BundleDefaults, load_bundle
+from twn_lightning.engine.cached import encode_through
+from twn_lightning.engine.engine import Limits, encode_adaptively
+from twn_lightning.engine.progress import progress_bar
+from twn_lightning.engine.table import Table
 from twn_lightning.errors import ConfigError, DataError
+from twn_lightning.evaluation.encode import evaluating
+from twn_lightning.evaluation.store import VectorStore
+from twn_lightning.evaluation.store_digests import code_digest, folder_digest
+from twn_lightning.exact_search import Hits, best_documents
+from twn_lightning.inputs import EncoderInput, to_item
+from twn_lightning.models.backbones import load_processor
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.models.gate import threshold_within
 from twn_lightning.models.outputs import Decoding
 
-Side: TypeAlias = Literal["query", "candidate"]
+__all__ = ["Encoder", "EncoderInput", "Encoding", "Hits", "Side", "Think"]
+
+Side: TypeAlias = Literal["query", "document"]
 Think: TypeAlias = Literal["never", "always", "auto"]
-EncoderInput: TypeAlias = str | Item | Sequence[str | Item]
-"""One input or several; a string is an item with only text."""
+
+MAX_PROMPT_TOKENS = 8192
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """Vectors, and what the model thought to get them.
+    """Vectors, and what the model thought to get them. Row i is input i.
 
     Attributes:
-        vectors: Unit rows in the order of the inputs, float32 on the CPU, ``(N, D)``.
+        vectors: Unit rows, float32 on the CPU, ``(N, D)``; NaN for inputs that were skipped.
+        discriminative: The vectors before any thought, ``(N, D)``.
         thoughts: The chain of thought of each input; empty where it did not think.
+        thinks: Whether it did, bool ``(N,)``.
         num_reasoning_tokens: Tokens written for each input, ``(N,)``.
         gate_probability: That thinking helps, ``(N,)``.
+        errors: Row → why it was skipped.
+        truncated: Rows whose text was cut to fit.
     """
 
     vectors: Tensor
+    discriminative: Tensor
     thoughts: tuple[str, ...]
+    thinks: Tensor
     num_reasoning_tokens: Tensor
     gate_probability: Tensor
+    errors: Mapping[int, str] = field(default_factory=dict)
+    truncated: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.thoughts)
 
 
 class Encoder:
-    """Embeds text, pictures, clips and mixtures with a trained bundle.
+    """Embeds text, pictures, clips and mixtures with a trained bundle; thinks first where that helps.
+
+    Calls from several threads run one after the other.
 
     Args:
-        model: A loaded model.
+        model: A loaded model; it belongs to the encoder from then on.
         decoding: How chains of thought are written; greedy by default.
+        bundle: Where the model came from; a cache needs it.
+        cache: Folder for vectors and thoughts, under everything that made them: what is there is not encoded again. None for no cache.
+        max_prompt_tokens: The text of a longer prompt is cut at its end, with a warning; a prompt too long without its text is an error.
 
     Example:
-        >>> encoder = Encoder.from_pretrained("runs/mini/gate/bundle")
+        >>> encoder = Encoder.from_pretrained("runs/mini/5_gate_refit/bundle")
         >>> query = encoder.encode("a red bird")
-        >>> scores = encoder.similarity(query, encoder.encode([Item(images=(Path("bird.png"),))]))
+        >>> documents = encoder.encode([Path("bird.png"), "a blue fish"], side="document")
+        >>> encoder.search(query, documents, top_k=1).indices
+
+    Raises:
+        ConfigError: A cache is wanted for a model that cannot be named.
     """
 
-    def __init__(self, model: DualLoRAModel, *, decoding: Decoding | None = None) -> None:
+    def __init__(
+        self,
+        model: DualLoRAModel,
+        *,
+        decoding: Decoding | None = None,
+        bundle: str | Path | None = None,
+        cache: str | Path | None = None,
+        max_prompt_tokens: int = MAX_PROMPT_TOKENS,
+    ) -> None:
         self.model = model.eval()
         self.decoding = decoding or Decoding()
+        self.bundle = None if bundle is None else Path(bundle)
+        self.max_prompt_tokens = max_prompt_tokens
+        options = model.processor.options
+        if options.max_prompt_tokens is not None:  # the encoder's to mend, not the processor's to refuse
+            self.max_prompt_tokens = min(max_prompt_tokens, options.max_prompt_tokens)
+            model.backbone.processor = load_processor(model.backbone.path, options=dataclasses.replace(options, max_prompt_tokens=None))
+        self._lock = threading.RLock()
+        self._provenance: dict[str, str] | None = None
+        self._cache = None if cache is None else Path(cache)
+        if self._cache is not None:
+            self.provenance()
 
     @classmethod
     def from_pretrained(
         cls,
         bundle: str | Path,
         *,
-        device: str = "cpu",
+        device: str | torch.device | None = None,
+        dtype: str | None = None,
         decoding: Decoding | None = None,
         fallback: BundleDefaults | None = None,
+        cache: str | Path | None = None,
+        max_prompt_tokens: int = MAX_PROMPT_TOKENS,
     ) -> Encoder:
         """Loads a bundle and its backbone.
 
         Args:
             bundle: Folder that a stage wrote.
-            device: Where to run.
+            device: Where to run; None takes a GPU if there is one.
+            dtype: Of the backbone's weights: float32, bfloat16 or float16; None for the bundle's.
             decoding: How chains of thought are written.
             fallback: For a folder without twn_config.json.
+            cache: See `Encoder`.
+            max_prompt_tokens: See `Encoder`.
 
         Raises:
             CheckpointError: The bundle cannot be loaded.
+            ConfigError: There is no such device or dtype.
         """
+        if dtype not in (None, "float32", "bfloat16", "float16"):
+            raise ConfigError(f"dtype is {dtype!r}; choose float32, bfloat16 or float16.")
+        where = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
         model = load_bundle(bundle, fallback=fallback)
-        return cls(model.to(device), decoding=decoding)
+        if dtype is not None:
+            model.backbone.model.to(getattr(torch, dtype))
+        try:
+            model = model.to(where)
+        except (RuntimeError, AssertionError) as error:  # torch's words for a device that is not there
+            raise ConfigError(f"device is {str(where)!r}, which cannot be used here ({error}): choose cpu, or leave it out.") from error
+        return cls(model, decoding=decoding, bundle=bundle, cache=cache, max_prompt_tokens=max_prompt_tokens)
+
+    @property
+    def dim(self) -> int:
+        """D, length of a vector."""
+        return self.model.hidden_size
 
     @overload
     def encode(
         self,
-        inputs: EncoderInput,
+        inputs: EncoderInput | Sequence[EncoderInput],
         *,
+        side: Side = "query",
+        instruction: str | None = None,
         think: Think = "auto",
         budget: float | None = None,
-        side: Side = "query",
-        batch_size: int = 32,
+        batch_size: int | Literal["auto"] = "auto",
+        show_progress: bool | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
         return_thoughts: Literal[False] = False,
     ) -> Tensor: ...
 
     @overload
     def encode(
         self,
-        inputs: EncoderInput,
+        inputs: EncoderInput | Sequence[EncoderInput],
         *,
+        side: Side = "query",
+        instruction: str | None = None,
         think: Think = "auto",
         budget: float | None = None,
-        side: Side = "query",
-        batch_size: int = 32,
+        batch_size: int | Literal["auto"] = "auto",
+        show_progress: bool | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
         return_thoughts: Literal[True],
     ) -> Encoding: ...
 
-    @torch.no_grad()
-    def encode(
+    def encode(  # noqa: PLR0913 - all but one by keyword
         self,
-        inputs: EncoderInput,
+        inputs: EncoderInput | Sequence[EncoderInput],
         *,
+        side: Side = "query",
+        instruction: str | None = None,
         think: Think = "auto",
         budget: float | None = None,
-        side: Side = "query",
-        batch_size: int = 32,
+        batch_size: int | Literal["auto"] = "auto",
+        show_progress: bool | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
         return_thoughts: bool = False,
     ) -> Tensor | Encoding:
-        """Unit vectors of the inputs, in order.
+        """Unit vectors of the inputs, in their order.
+
+        Batches of similar length are made, read and thought about as suits the device; the vectors do not depend on it.
 
         Args:
-            inputs: Strings, items, or both.
+            inputs: Words, files, pictures, mixtures (`EncoderInput`), or a sequence of them.
+            side: Whether they are searched with or searched, for the budget: thoughts of queries and of documents differ in number and length.
+            instruction: What the vectors are for, of inputs that bring none of their own; None for the bundle's default.
             think: Whether to reason before embedding; "auto" lets the gate decide for each input.
             budget: Reasoning tokens an input, on average, that "auto" should spend: the gate's threshold is then the one that spent this much
                 on the validation tasks the bundle was made with. None: the bundle's own threshold. Inputs unlike those tasks' spend other amounts;
                 `Encoding.num_reasoning_tokens` tells.
-            side: What the inputs are, for the budget: thoughts of queries and of candidates differ in number and length.
-            batch_size: Inputs run together, at least 1.
-            return_thoughts: Gives the chains of thought and their cost too.
+            batch_size: Inputs that run together, at least 1; "auto" looks at their length.
+            show_progress: A bar on standard error; None shows it on a terminal, for more than a batch.
+            on_error: What an input does that cannot be read: "raise" stops; "skip" warns once, and leaves NaN in its row and the reason in
+                `Encoding.errors`.
+            return_thoughts: Gives an `Encoding` instead of the vectors alone.
 
         Returns:
             Float32 on the CPU, ``(N, D)``, or ``(D,)`` for one input that is not in a sequence; with ``return_thoughts`` an `Encoding`, in which
@@ -134,68 +223,149 @@ class Encoder:
 
         Raises:
             ConfigError: An argument is out of range, or the bundle knows no threshold for the budget.
-            DataError: There is no input, or one is empty or its media cannot be read.
+            DataError: There is no input, or one is empty or cannot be read.
+        """
+        if on_error not in ("raise", "skip"):
+            raise ConfigError(f"on_error is {on_error!r}; choose raise or skip.")
+        threshold = self.threshold(think=think, budget=budget, side=side)
+        limits = self._limits(batch_size)
+        is_one = isinstance(inputs, str) or not isinstance(inputs, Sequence)
+        sequence: list[EncoderInput] = [inputs] if is_one else list(inputs)  # type: ignore[list-item, arg-type]
+        if not sequence:
+            raise DataError("There is nothing to encode: the list of inputs is empty.")
+        table = Table.empty(len(sequence), width=self.dim, with_generative=think != "never")
+        items = _opened(sequence, instruction, table.errors)
+        _refuse(table, on_error)
+        with self._lock, progress_bar(len(sequence), shown=show_progress, batch_size=limits.max_rows) as progress:
+            progress(len(table.errors))
+            self._fill(table, items, think=think, threshold=threshold, limits=limits, progress=progress)
+        _refuse(table, on_error)
+        encoding = _encoding(table)
+        _warn(encoding, max_prompt_tokens=self.max_prompt_tokens)
+        if return_thoughts:
+            return encoding
+        return encoding.vectors[0] if is_one else encoding.vectors
+
+    def threshold(self, *, think: Think = "auto", budget: float | None = None, side: Side = "query") -> float:
+        """The probability from which an input thinks in such a call of `encode`.
+
+        Raises:
+            ConfigError: An argument is out of range, or the bundle knows no threshold for the budget.
         """
         if think not in ("never", "always", "auto"):
             raise ConfigError(f"think is {think!r}; choose never, always or auto.")
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
-        threshold = self._threshold(think, budget, side)
-        sequence = [inputs] if isinstance(inputs, str | Item) else list(inputs)
-        if not sequence:
-            raise DataError("There is nothing to encode: the list of inputs is empty.")
-        items = [Item(text=entry) if isinstance(entry, str) else entry for entry in sequence]
-        with self._gate_at(threshold):
-            parts = [self._encode_batch(items[start : start + batch_size], think) for start in range(0, len(items), batch_size)]
-        vectors = torch.cat([part.vectors for part in parts])
-        if not return_thoughts:
-            return vectors[0] if isinstance(inputs, str | Item) else vectors
-        return Encoding(
-            vectors=vectors,
-            thoughts=tuple(thought for part in parts for thought in part.thoughts),
-            num_reasoning_tokens=torch.cat([part.num_reasoning_tokens for part in parts]),
-            gate_probability=torch.cat([part.gate_probability for part in parts]),
-        )
-
-    @staticmethod
-    def similarity(queries: Tensor, candidates: Tensor) -> Tensor:
-        """Cosine similarity of each query with each candidate, in [-1, 1].
-
-        Args:
-            queries: Unit rows, ``(Q, D)`` or ``(D,)``.
-            candidates: Unit rows, ``(C, D)`` or ``(D,)``.
-
-        Returns:
-            ``(Q, C)``.
-        """
-        return queries.float().reshape(-1, queries.shape[-1]) @ candidates.float().reshape(-1, candidates.shape[-1]).T
-
-    def _threshold(self, think: Think, budget: float | None, side: Side) -> float:
+        if side not in ("query", "document"):
+            raise ConfigError(f"side is {side!r}; choose query or document.")
         gate = self.model.gate
-        if side not in ("query", "candidate"):
-            raise ConfigError(f"side is {side!r}; choose query or candidate.")
         if budget is None:
             return gate.threshold
         if think != "auto":
             raise ConfigError(f'budget is {budget:g} and think is "{think}": a budget is what the gate is to keep to; leave one of them out.')
-        return threshold_within(gate.curve, lambda point: point[f"{side}_tokens"], budget=budget)
+        tokens = "query_tokens" if side == "query" else "candidate_tokens"
+        return threshold_within(gate.curve, lambda point: point[tokens], budget=budget)
 
-    @contextmanager
-    def _gate_at(self, threshold: float) -> Iterator[None]:
-        own = self.model.gate.threshold
-        self.model.gate.threshold = threshold
+    def provenance(self) -> dict[str, str]:
+        """Everything that a vector depends on besides its input, the think mode and the threshold, as names and values.
+
+        Raises:
+            ConfigError: The encoder was not made from a bundle.
+        """
+        if self._provenance is None:
+            if self.bundle is None:
+                raise ConfigError("This encoder was made of a model in memory, which nothing names: load it with Encoder.from_pretrained(bundle).")
+            backbone, hf = Path(self.model.backbone.path), self.model.backbone.model
+            self._provenance = {
+                "bundle": folder_digest(self.bundle),
+                "backbone": folder_digest(backbone) if backbone.is_dir() else f"{backbone} {getattr(hf.config, '_commit_hash', None) or 'main'}",
+                "processor": json.dumps(dataclasses.asdict(self.model.processor.options), sort_keys=True),
+                "max_prompt_tokens": str(self.max_prompt_tokens),
+                "decoding": json.dumps(dataclasses.asdict(self.decoding), sort_keys=True),
+                "dtype": str(hf.dtype).removeprefix("torch."),
+                "attention": str(hf.config.get_text_config()._attn_implementation),
+                "device": self.model.device.type,
+                "code": code_digest(),
+            }
+        return dict(self._provenance)
+
+    @staticmethod
+    def similarity(queries: Tensor, documents: Tensor) -> Tensor:
+        """Cosine similarity of each query with each document, in [-1, 1].
+
+        Args:
+            queries: Unit rows, ``(Q, D)`` or ``(D,)``.
+            documents: Unit rows, ``(C, D)`` or ``(D,)``.
+
+        Returns:
+            ``(Q, C)``.
+        """
+        return queries.float().reshape(-1, queries.shape[-1]) @ documents.float().reshape(-1, documents.shape[-1]).T
+
+    @staticmethod
+    def search(queries: Tensor, documents: Tensor, *, top_k: int = 10) -> Hits:
+        """The best documents of each query, by all scores; see `exact_search.best_documents`."""
+        return best_documents(queries, documents, top_k=top_k)
+
+    def _limits(self, batch_size: int | Literal["auto"]) -> Limits:
+        if batch_size == "auto":
+            return Limits.automatic(self.model.device, max_prompt_tokens=self.max_prompt_tokens)
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size!r}; it must be at least 1, or 'auto'.")
+        return Limits.of_rows(batch_size, max_prompt_tokens=self.max_prompt_tokens)
+
+    def _fill(
+        self, table: Table, items: Mapping[int, Item], *, think: Think, threshold: float, limits: Limits, progress: Callable[[int], None]
+    ) -> None:
+        def encode(chosen: Mapping[int, Item]) -> None:
+            with evaluating(self.model):
+                encode_adaptively(
+                    self.model, chosen, table, think=think, threshold=threshold, decoding=self.decoding, limits=limits, progress=progress
+                )
+
+        if self._cache is None:
+            encode(items)
+            return
+        made_by = {**self.provenance(), **({"threshold": repr(threshold)} if think == "auto" else {})}
+        shelf = VectorStore(self._cache, made_by, width=self.dim).shelf(think, self.decoding)
+        encode_through(shelf, items, table, encode=encode, progress=progress)
+
+
+def _opened(sequence: Sequence[EncoderInput], instruction: str | None, errors: dict[int, str]) -> dict[int, Item]:
+    """Items by row; errors get why the others are none."""
+    items: dict[int, Item] = {}
+    for row, value in enumerate(sequence):
         try:
-            yield
-        finally:
-            self.model.gate.threshold = own
+            items[row] = to_item(value, instruction=instruction)
+        except DataError as error:
+            errors[row] = str(error)
+    return items
 
-    def _encode_batch(self, items: Sequence[Item], think: Think) -> Encoding:
-        inputs = self.model.processor.inputs(items).to(self.model.device)
-        encoded = self.model.encode(inputs, think=think, decoding=self.decoding)
-        texts = iter(() if encoded.thoughts is None else self.model.processor.decode(encoded.thoughts))
-        return Encoding(
-            vectors=encoded.vector.cpu(),
-            thoughts=tuple(next(texts) if thought else "" for thought in encoded.thinks.tolist()),
-            num_reasoning_tokens=encoded.num_reasoning_tokens.cpu(),
-            gate_probability=encoded.gate_probability.cpu(),
+
+def _refuse(table: Table, on_error: str) -> None:
+    if table.errors and on_error == "raise":
+        row = min(table.errors)
+        raise DataError(f"Input {row}: {table.errors[row]}")
+
+
+def _encoding(table: Table) -> Encoding:
+    return Encoding(
+        vectors=table.discriminative if table.generative is None else table.generative,
+        discriminative=table.discriminative,
+        thoughts=tuple(table.texts),
+        thinks=table.thought,
+        num_reasoning_tokens=table.num_reasoning_tokens,
+        gate_probability=table.gate_probability,
+        errors=dict(sorted(table.errors.items())),
+        truncated=tuple(sorted(table.truncated)),
+    )
+
+
+def _warn(encoding: Encoding, *, max_prompt_tokens: int) -> None:
+    if encoding.errors:
+        row, reason = next(iter(encoding.errors.items()))
+        warnings.warn(f"{len(encoding.errors)} of {len(encoding)} inputs were skipped; input {row}: {reason}", stacklevel=3)
+    if encoding.truncated:
+        warnings.warn(
+            f"The text of {len(encoding.truncated)} of {len(encoding)} inputs was cut to fit into {max_prompt_tokens} tokens (first: input "
+            f"{encoding.truncated[0]}): Encoder.from_pretrained(…, max_prompt_tokens=…) sets the limit.",
+            stacklevel=3,
         )

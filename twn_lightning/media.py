@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import av
 import numpy as np
@@ -15,6 +16,9 @@ from twn_lightning.errors import ConfigError, DataError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Files of a folder that count as frames."""
+
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+"""Files of these endings are clips."""
 
 MIN_FRAMES = 2
 """Frames a clip has at least: video backbones merge two frames into one patch."""
@@ -29,11 +33,24 @@ def load_image(source: ImageSource) -> Image.Image:
     if isinstance(source, Image.Image):
         return _rgb(source)
     _require_file(source, "image")
+    return decoded_image(source, name=str(source))
+
+
+def decoded_image(file: Path | IO[bytes], *, name: str) -> Image.Image:
+    """`load_image` of a file's content.
+
+    Args:
+        file: Path, or opened file.
+        name: Of the file, for people.
+
+    Raises:
+        DataError: It is no picture.
+    """
     try:
-        with Image.open(source) as picture:
+        with Image.open(file) as picture:
             return _rgb(picture)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(_unreadable_image(source, error)) from error
+        raise DataError(_unreadable_image(name, error)) from error
 
 
 def load_video(source: VideoSource, *, num_frames: int) -> tuple[Image.Image, ...]:
@@ -174,7 +191,7 @@ def _require_file(source: Path, kind: str) -> None:
         raise DataError(f"{source}: this {kind} does not exist: put the file there, or correct its path.")
 
 
-def _unreadable_image(source: Path, error: Exception) -> str:
+def _unreadable_image(source: Path | str, error: Exception) -> str:
     return f"{source}: this image cannot be read ({error}): replace the file, or leave out the rows that name it."
 
 

@@ -89,7 +89,7 @@ def test_a_budget_chooses_the_threshold_that_spends_it(encoder: Encoder, make_it
     some = encoder.encode(items, budget=spent[3] + 0.01, return_thoughts=True, batch_size=3)
     assert float(some.num_reasoning_tokens.float().mean()) == pytest.approx(spent[3])
     assert gate.threshold == 1.0  # the bundle's own again
-    half = encoder.encode(items, budget=2 * spent[3] + 0.01, side="candidate", return_thoughts=True)
+    half = encoder.encode(items, budget=2 * spent[3] + 0.01, side="document", return_thoughts=True)
     assert torch.equal(half.num_reasoning_tokens, some.num_reasoning_tokens)
     assert float(encoder.encode(items, budget=99, return_thoughts=True).num_reasoning_tokens.float().mean()) == pytest.approx(spent[8])
 
@@ -102,5 +102,5 @@ def test_a_budget_that_cannot_be_kept_to_is_refused(encoder: Encoder) -> None:
         encoder.encode("x", budget=5)
     with pytest.raises(ConfigError, match='think is "never"'):
         encoder.encode("x", think="never", budget=5)
-    with pytest.raises(ConfigError, match="side is 'document'"):
-        encoder.encode("x", budget=5, side="document")  # type: ignore[call-overload]
+    with pytest.raises(ConfigError, match="side is 'candidate'"):
+        encoder.encode("x", budget=5, side="candidate")  # type: ignore[call-overload]

@@ -223,13 +223,17 @@ class DualLoRAModel(nn.Module):
         start = prefix
         if prefix.prompt is not None:
             start = replace(prefix, cache=self._read_prompts(prefix.prompt, prefix.attention_mask, "reasoning")[0])
-        with self._pass("reasoning", dropout=False, recompute=False):
+        with self.reasoning_pass():
             thoughts, log_probs, cache = write_thoughts(
                 self.backbone, start, decoding, banned=self.banned, generator=generator, sharded=self.is_sharded
             )
         finished = (thoughts.token_ids == self.processor.think_close_id).any(dim=1)
         grown = prefix.with_thoughts(thoughts, None if prefix.cache is None else cache)
         return Rollout(thoughts=thoughts, log_probs=log_probs, prefix=grown, finished=finished)
+
+    def reasoning_pass(self) -> AbstractContextManager[None]:
+        """Runs a body under the reasoning adapter without dropout: for a loop of one's own over the backbone's passes."""
+        return self._pass("reasoning", dropout=False, recompute=False)
 
     def embed(self, prefix: Prefix) -> Embedding:
         """Embeds what the prefix holds: prompts, or prompts with their thoughts. The prefix stays as it is.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -94,6 +94,45 @@ class Prefix:
         )
 
 
+def joined_prefixes(prefixes: Sequence[Prefix]) -> Prefix:
+    """The rows of several prefixes in their order, padded left to one width.
+
+    Args:
+        prefixes: At least one, with caches.
+    """
+    if len(prefixes) == 1:
+        return prefixes[0]
+    width = max(prefix.attention_mask.shape[1] for prefix in prefixes)
+    missing = [width - prefix.attention_mask.shape[1] for prefix in prefixes]
+    lasts = [prefix.last for prefix in prefixes if prefix.last is not None]
+    states = [prefix.prompt_state for prefix in prefixes if prefix.prompt_state is not None]
+    cache = DynamicCache()
+    for pairs in zip(*(cache_tensors(prefix.cache) for prefix in prefixes if prefix.cache is not None), strict=True):
+        keys, values = (
+            torch.cat([functional.pad(pair[side], (0, 0, columns, 0)) for pair, columns in zip(pairs, missing, strict=True)]) for side in (0, 1)
+        )
+        cache.layers.append(_layer(keys, values))
+    return Prefix(
+        attention_mask=torch.cat([functional.pad(prefix.attention_mask, (columns, 0)) for prefix, columns in zip(prefixes, missing, strict=True)]),
+        next_position=torch.cat([prefix.next_position for prefix in prefixes]),
+        cache=cache,
+        last=torch.cat(lasts) if lasts else None,
+        prompt_state=torch.cat(states) if states else None,
+    )
+
+
+def trimmed(prefix: Prefix) -> Prefix:
+    """The prefix without the columns that no row uses.
+
+    Args:
+        prefix: With a cache.
+    """
+    used = prefix.attention_mask.any(dim=0).nonzero().squeeze(1)
+    if prefix.cache is None or len(used) == prefix.attention_mask.shape[1]:
+        return prefix
+    return replace(prefix, attention_mask=prefix.attention_mask[:, used], cache=mapped_cache(prefix.cache, lambda tensor: tensor[:, :, used]))
+
+
 class RoomyLayer(DynamicLayer):
     """A cache layer that grows in place, some columns at a time, and can leave rows out of what it gives and takes.
 
@@ -147,6 +186,18 @@ def leave_out_all_but(cache: DynamicCache, rows: Tensor) -> None:
         layer.rows = rows
 
 
+def cut_columns(cache: DynamicCache, num_columns: int) -> None:
+    """Forgets what was appended after so many columns.
+
+    Args:
+        cache: The roomy cache.
+        num_columns: That stay.
+    """
+    for layer in cache.layers:
+        assert isinstance(layer, RoomyLayer)
+        layer.num_columns = num_columns
+
+
 def cache_tensors(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of each layer, each ``(B, heads, S, head size)``."""
     pairs = []
@@ -163,10 +214,7 @@ def mapped_cache(cache: DynamicCache, change: Callable[[Tensor], Tensor]) -> Dyn
     """A cache whose keys and values are those of the given one, changed; the given one stays."""
     result = DynamicCache()
     for keys, values in cache_tensors(cache):
-        layer = DynamicLayer()  # type: ignore[no-untyped-call]
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = change(keys), change(values)
-        result.layers.append(layer)
+        result.layers.append(_layer(change(keys), change(values)))
     return result
 
 
@@ -178,6 +226,13 @@ def shared_cache(cache: DynamicCache) -> DynamicCache:
 def detached_cache(cache: DynamicCache) -> DynamicCache:
     """`shared_cache` without gradient."""
     return mapped_cache(cache, lambda tensor: tensor.detach())
+
+
+def _layer(keys: Tensor, values: Tensor) -> DynamicLayer:
+    layer = DynamicLayer()  # type: ignore[no-untyped-call]
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values = keys, values
+    return layer
 
 
 def _padded(tensor: Tensor) -> Tensor:

@@ -1,0 +1,140 @@
+"""What a user hands over - words, pictures, files, addresses, mixtures of them - as the items that a model reads."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import TypeAlias
+
+from PIL import Image
+
+from twn_lightning.batches import ImageSource, Item, VideoSource
+from twn_lightning.errors import DataError
+from twn_lightning.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, decoded_image
+
+EncoderInput: TypeAlias = str | Path | Image.Image | Item | Mapping[str, object]
+"""One input.
+
+A string is words, always. A path is a picture, a clip, or a folder of frames. A mapping has some of the keys "text", "image" (a picture, or a list of
+them), "video" and "instruction"; a picture there is a PIL image, a path, or an address that fsspec opens ("https://…", "s3://…", "file://…"); a clip
+is a path, an address, or a sequence of PIL images.
+"""
+
+FIELDS = ("text", "image", "video", "instruction")
+
+
+def to_item(value: EncoderInput, *, instruction: str | None = None) -> Item:
+    """The item that an input stands for. Files are not opened; addresses are fetched.
+
+    Args:
+        value: The input.
+        instruction: Of an input that brings none.
+
+    Raises:
+        DataError: It is none of these things, or an address cannot be fetched.
+    """
+    item = _item(value)
+    return replace(item, instruction=instruction) if instruction and not item.instruction else item
+
+
+def _item(value: object) -> Item:
+    if isinstance(value, Item):
+        return value
+    if isinstance(value, str):
+        return Item(text=value)
+    if isinstance(value, Image.Image):
+        return Item(images=(value,))
+    if isinstance(value, Path):
+        return Item(video=value) if value.suffix.lower() in VIDEO_SUFFIXES or value.is_dir() else Item(images=(_picture_file(value),))
+    if isinstance(value, Mapping):
+        return _from_mapping(value)
+    raise DataError(
+        f"An input is a {type(value).__name__}: give words (str), a file (pathlib.Path), a PIL image, or a dict of {', '.join(FIELDS)}. "
+        "An array becomes a picture with PIL.Image.fromarray."
+    )
+
+
+def _picture_file(path: Path) -> Path:
+    if path.suffix and path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise DataError(
+            f"{path}: its ending says neither picture ({', '.join(IMAGE_SUFFIXES)}) nor video ({', '.join(VIDEO_SUFFIXES)}): rename it, or give a "
+            "dict that says what it is, as {'image': path}; words are given as a string."
+        )
+    return path
+
+
+def _from_mapping(value: Mapping[object, object]) -> Item:
+    unknown = [str(key) for key in value if key not in FIELDS]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], FIELDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose among {', '.join(FIELDS)}."
+        raise DataError(f"An input has the key {unknown[0]!r}: {hint}")
+    images = value.get("image")
+    if images is None:
+        images = ()
+    elif isinstance(images, str | Path | Image.Image):
+        images = (images,)
+    if not isinstance(images, Sequence):
+        raise DataError(f"An input's image is a {type(images).__name__}: give a PIL image, a path, an address, or a list of them.")
+    return Item(
+        text=_words(value, "text"), images=tuple(map(_image, images)), video=_video(value.get("video")), instruction=_words(value, "instruction")
+    )
+
+
+def _words(value: Mapping[object, object], key: str) -> str:
+    words = value.get(key)
+    if words is not None and not isinstance(words, str):
+        raise DataError(f"An input's {key} is a {type(words).__name__}: give a string.")
+    return words or ""
+
+
+def _image(source: object) -> ImageSource:
+    if isinstance(source, Image.Image | Path):
+        return source
+    if isinstance(source, str):
+        return decoded_image(io.BytesIO(_fetched(source)), name=source) if _is_address(source) else Path(source)
+    raise DataError(f"An input's image is a {type(source).__name__}: give a PIL image, a path, or an address.")
+
+
+def _video(source: object) -> VideoSource | None:
+    if source is None or isinstance(source, Path):
+        return source
+    if isinstance(source, str):
+        return _copy(source) if _is_address(source) else Path(source)
+    if isinstance(source, Sequence):
+        frames = [frame for frame in source if isinstance(frame, Image.Image)]
+        if len(frames) == len(source):
+            return tuple(frames)
+    raise DataError(f"An input's video is a {type(source).__name__}: give a path, an address, or a list of PIL images.")
+
+
+def _is_address(source: str) -> bool:
+    return "://" in source
+
+
+def _fetched(address: str) -> bytes:
+    import fsspec
+
+    try:
+        with fsspec.open(address, "rb") as file:
+            return bytes(file.read())
+    except (OSError, ValueError, ImportError) as error:  # ValueError: a protocol that nobody knows
+        raise DataError(f"{address}: this address cannot be fetched ({error}): mend it, or download the file and give its path.") from error
+
+
+@cache
+def _downloads() -> tempfile.TemporaryDirectory[str]:
+    """Where clips that were fetched lie until the program ends."""
+    return tempfile.TemporaryDirectory(prefix="twn-downloads-")
+
+
+def _copy(address: str) -> Path:
+    content = _fetched(address)
+    with tempfile.NamedTemporaryFile(dir=_downloads().name, suffix=Path(address.partition("?")[0]).suffix, delete=False) as file:
+        file.write(content)
+    return Path(file.name)
