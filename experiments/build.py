@@ -101,6 +101,7 @@ def build_model(config: RunConfig) -> DualLoRAModel:
         gate_threshold=config.model.gate.threshold,
         detach=config.model.detach,
     )
+    model.decoding = build_decoding(config.decoding)
     if config.backbone.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model

@@ -32,6 +32,7 @@ from twn_lightning.models.backbones import load_backbone
 from twn_lightning.models.backbones.base import Backbone, ProcessorOptions
 from twn_lightning.models.dual_lora import DualLoRAModel, Interface
 from twn_lightning.models.gate import GateReads
+from twn_lightning.models.outputs import Decoding
 
 FORMAT = 1
 ADAPTERS = ("reasoning", "embedding")
@@ -53,6 +54,7 @@ class BundleDefaults:
         dtype: Of the backbone's weights.
         attn_implementation: sdpa, eager or flash_attention_2.
         processor: How prompts are made.
+        decoding: How thoughts are written.
     """
 
     backbone_path: str | None = None
@@ -65,6 +67,7 @@ class BundleDefaults:
     dtype: str = "float32"
     attn_implementation: str = "sdpa"
     processor: ProcessorOptions = field(default_factory=ProcessorOptions)
+    decoding: Decoding = field(default_factory=Decoding)
 
 
 def save_bundle(model: DualLoRAModel, folder: str | Path, *, provenance: Mapping[str, str | int | float], backbone_path: str | Path) -> Path:
@@ -83,6 +86,7 @@ def save_bundle(model: DualLoRAModel, folder: str | Path, *, provenance: Mapping
     Raises:
         CheckpointError: It cannot be written.
     """
+    assert not model.is_merged, "its backbone is no longer the one that the bundle would name"
     folder = Path(folder)
     writing, old = folder.with_name(f".{folder.name}.writing"), folder.with_name(f".{folder.name}.old")
     try:
@@ -156,6 +160,7 @@ def load_bundle(folder: str | Path, *, backbone: Backbone | None = None, fallbac
     except ConfigError as error:
         raise CheckpointError(f"The bundle {folder} does not fit the backbone {backbone.path}: {error}") from error
     _load_into(model, folder, has_gate=has_gate)
+    model.decoding = settings.decoding
     return model.eval()
 
 
@@ -234,6 +239,7 @@ def _description(model: DualLoRAModel, provenance: Mapping[str, str | int | floa
             "curve": model.gate.curve,
         },
         "processor": dataclasses.asdict(model.processor.options),
+        "decoding": dataclasses.asdict(model.decoding),
         "provenance": dict(provenance),
     }
 
@@ -299,6 +305,7 @@ def _settings(config: dict[str, Any], fallback: BundleDefaults | None) -> Bundle
         dtype=config["backbone"]["dtype"],
         attn_implementation=config["backbone"]["attn_implementation"],
         processor=ProcessorOptions(**config["processor"]),
+        decoding=Decoding(**config.get("decoding", {})),
     )
 
 

@@ -74,7 +74,7 @@ class Encoder:
 
     Args:
         model: A loaded model; it belongs to the encoder from then on.
-        decoding: How chains of thought are written; greedy by default.
+        decoding: How chains of thought are written; the bundle's own way by default.
         bundle: Where the model came from; a cache needs it.
         cache: Folder for vectors and thoughts, under everything that made them: what is there is not encoded again. None for no cache.
         max_prompt_tokens: The text of a longer prompt is cut at its end, with a warning; a prompt too long without its text is an error.
@@ -99,7 +99,7 @@ class Encoder:
         max_prompt_tokens: int = MAX_PROMPT_TOKENS,
     ) -> None:
         self.model = model.eval()
-        self.decoding = decoding or Decoding()
+        self.decoding = decoding or model.decoding
         self.bundle = None if bundle is None else Path(bundle)
         self.max_prompt_tokens = max_prompt_tokens
         options = model.processor.options
@@ -123,6 +123,7 @@ class Encoder:
         fallback: BundleDefaults | None = None,
         cache: str | Path | None = None,
         max_prompt_tokens: int = MAX_PROMPT_TOKENS,
+        merge: bool = True,
     ) -> Encoder:
         """Loads a bundle and its backbone.
 
@@ -130,10 +131,12 @@ class Encoder:
             bundle: Folder that a stage wrote.
             device: Where to run; None takes a GPU if there is one.
             dtype: Of the backbone's weights: float32, bfloat16 or float16; None for the bundle's.
-            decoding: How chains of thought are written.
+            decoding: See `Encoder`.
             fallback: For a folder without twn_config.json.
             cache: See `Encoder`.
             max_prompt_tokens: See `Encoder`.
+            merge: Put the reasoning adapter into the backbone's weights: faster, and equal up to rounding. False leaves a model that can be trained
+                and saved.
 
         Raises:
             CheckpointError: The bundle cannot be loaded.
@@ -143,6 +146,8 @@ class Encoder:
             raise ConfigError(f"dtype is {dtype!r}; choose float32, bfloat16 or float16.")
         where = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
         model = load_bundle(bundle, fallback=fallback)
+        if merge:
+            model.merge_for_inference()
         if dtype is not None:
             model.backbone.model.to(getattr(torch, dtype))
         try:
@@ -283,6 +288,7 @@ class Encoder:
                 "dtype": str(hf.dtype).removeprefix("torch."),
                 "attention": str(hf.config.get_text_config()._attn_implementation),
                 "device": self.model.device.type,
+                "merged": str(self.model.is_merged),
                 "code": code_digest(),
             }
         return dict(self._provenance)

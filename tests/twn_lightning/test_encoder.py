@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from twn_lightning.batches import Item
+from twn_lightning.batches import Inputs, Item
 from twn_lightning.checkpoints import save_bundle
-from twn_lightning.encoder import Encoder
+from twn_lightning.encoder import Encoder, Think
 from twn_lightning.errors import ConfigError, DataError
+from twn_lightning.models.backbones import load_processor
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.models.outputs import Decoding
+from twn_lightning.models.prefix import Prefix
 
 MakeItems = Callable[[int], list[Item]]
 
@@ -60,7 +68,7 @@ def test_similarity_is_the_cosine(encoder: Encoder, make_items: MakeItems) -> No
 
 def test_a_bundle_on_disk_is_all_it_takes(encoder: Encoder, make_items: MakeItems, tmp_path: Path, tiny_backbone_path: Path) -> None:
     save_bundle(encoder.model, tmp_path / "bundle", provenance={}, backbone_path=tiny_backbone_path)
-    loaded = Encoder.from_pretrained(tmp_path / "bundle", decoding=Decoding(max_new_tokens=6))
+    loaded = Encoder.from_pretrained(tmp_path / "bundle", decoding=Decoding(max_new_tokens=6), merge=False)
     items = make_items(5)
     assert torch.equal(loaded.encode(items, think="always"), encoder.encode(items, think="always"))
 
@@ -104,3 +112,108 @@ def test_a_budget_that_cannot_be_kept_to_is_refused(encoder: Encoder) -> None:
         encoder.encode("x", think="never", budget=5)
     with pytest.raises(ConfigError, match="side is 'candidate'"):
         encoder.encode("x", budget=5, side="candidate")  # type: ignore[call-overload]
+
+
+def test_thoughts_are_written_as_the_bundle_says(tiny_model: DualLoRAModel, tmp_path: Path, tiny_backbone_path: Path) -> None:
+    tiny_model.decoding = Decoding(max_new_tokens=3)
+    save_bundle(tiny_model, tmp_path / "bundle", provenance={}, backbone_path=tiny_backbone_path)
+    encoder = Encoder.from_pretrained(tmp_path / "bundle")
+    assert encoder.decoding == Decoding(max_new_tokens=3)
+    assert encoder.encode(["one", "two"], think="always", return_thoughts=True).num_reasoning_tokens.max() == 3
+
+
+def test_a_merged_model_gives_the_same_vectors(tiny_bundle: Path, make_items: MakeItems) -> None:
+    items, decoding = make_items(6), Decoding(max_new_tokens=6)
+    plain, merged = (Encoder.from_pretrained(tiny_bundle, decoding=decoding, merge=merge) for merge in (False, True))
+    assert merged.model.is_merged
+    modes: tuple[Think, ...] = ("never", "always")
+    for think in modes:
+        expected, encoding = (encoder.encode(items, think=think, return_thoughts=True) for encoder in (plain, merged))
+        assert (encoding.vectors - expected.vectors).abs().max() <= 1e-5
+        assert encoding.thoughts == expected.thoughts
+    with pytest.raises(AssertionError, match="for inference"):
+        merged.model.set_trainable("embedding")
+
+
+def test_a_cache_gives_what_was_computed_and_computes_what_is_missing(
+    tiny_bundle: Path, make_items: MakeItems, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [*make_items(6), *make_items(3)]  # three of them twice
+    cold = Encoder.from_pretrained(tiny_bundle, cache=tmp_path, decoding=Decoding(max_new_tokens=6))
+    without = Encoder.from_pretrained(tiny_bundle, decoding=Decoding(max_new_tokens=6)).encode(items, return_thoughts=True)
+    computed: list[int] = []
+    warm = Encoder.from_pretrained(tiny_bundle, cache=tmp_path, decoding=Decoding(max_new_tokens=6))
+    prefill = warm.model.prefill
+
+    def counting(inputs: Inputs) -> Prefix:
+        computed.append(len(inputs))
+        return prefill(inputs)
+
+    monkeypatch.setattr(warm.model, "prefill", counting)
+    modes: tuple[Think, ...] = ("auto", "never")
+    for number, think in enumerate(modes, start=1):
+        first = cold.encode(items[:4], think=think, return_thoughts=True)
+        again = warm.encode(items, think=think, return_thoughts=True)
+        assert sum(computed) == 2 * number  # items 4 and 5; the others are there
+        assert torch.equal(again.vectors[:4], first.vectors)
+        assert torch.equal(again.vectors[6:9], again.vectors[:3])
+        if think == "auto":
+            assert (again.vectors - without.vectors).abs().max() <= 1e-5
+            assert again.thoughts == without.thoughts
+            assert torch.equal(again.thinks, without.thinks)
+
+
+def test_a_cached_vector_that_is_no_number_is_computed_again(tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    encoder = Encoder.from_pretrained(tiny_bundle, cache=tmp_path)
+    expected = encoder.encode(["one", "two"], think="never")
+    (path,) = tmp_path.rglob("*.safetensors")
+    tensors = load_file(path)
+    with safe_open(str(path), framework="pt") as file:
+        metadata = file.metadata()
+    tensors["discriminative"][0, 3] = float("nan")
+    save_file(tensors, path, metadata=metadata)
+    assert torch.allclose(encoder.encode(["one", "two"], think="never"), expected, atol=1e-6)
+    assert "discriminative holds a value that is NaN" in caplog.text
+
+
+def test_calls_of_several_threads_do_not_disturb_each_other(encoder: Encoder, make_items: MakeItems) -> None:
+    items = make_items(5)
+    modes: tuple[Think, ...] = ("never", "always")
+    expected = [encoder.encode(items, think=think) for think in modes]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda think: encoder.encode(items, think=think), modes * 4))
+    for number, result in enumerate(results):
+        assert (result - expected[number % 2]).abs().max() <= 1e-6
+
+
+def test_the_bundles_own_limit_of_prompts_cuts_instead_of_refusing(make_model: Callable[..., DualLoRAModel], tiny_backbone_path: Path) -> None:
+    model = make_model()
+    model.backbone.processor = load_processor(tiny_backbone_path, options=dataclasses.replace(model.processor.options, max_prompt_tokens=50))
+    with pytest.warns(UserWarning, match="cut to fit into 50 tokens"):
+        encoding = Encoder(model).encode(["country " * 80], think="never", return_thoughts=True)
+    assert encoding.truncated == (0,)
+
+
+def test_search_finds_what_was_encoded(encoder: Encoder, make_items: MakeItems) -> None:
+    vectors = encoder.encode(make_items(6), think="never")
+    assert encoder.search(vectors, vectors, top_k=1).indices.flatten().tolist() == list(range(6))
+
+
+def test_a_device_or_type_that_is_not_there_is_named(tiny_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="dtype is 'float8'"):
+        Encoder.from_pretrained(tiny_bundle, dtype="float8")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="device is 'cuda'"):
+            Encoder.from_pretrained(tiny_bundle, device="cuda")
+
+
+def test_lower_precision_stays_near(tiny_bundle: Path, make_items: MakeItems) -> None:
+    items = make_items(5)
+    full, half = (Encoder.from_pretrained(tiny_bundle, dtype=dtype).encode(items, think="never") for dtype in ("float32", "bfloat16"))
+    assert half.dtype == torch.float32
+    assert (full * half).sum(dim=1).min() > 0.99
+
+
+def test_the_package_gives_the_encoder_and_nothing_before_it_is_asked_for() -> None:
+    script = "import sys, twn_lightning; assert 'torch' not in sys.modules; from twn_lightning import Encoder; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)

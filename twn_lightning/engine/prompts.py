@@ -17,8 +17,9 @@ from twn_lightning.models.backbones.base import Processor
 log = logging.getLogger(__name__)
 
 _CHARACTERS_A_TOKEN = 4
-_PIXELS_A_TOKEN = 32 * 32
-_UNKNOWN_PIXELS = 512 * 512
+_MOST_PIXELS = 4096 * 4096
+_FRAME_PIXELS = 640 * 360
+"""Of a clip's file, which is not opened to find out."""
 
 
 @dataclass(frozen=True)
@@ -157,13 +158,17 @@ def _cut(processor: Processor, item: Item, *, max_prompt_tokens: int) -> Item | 
 def _estimated_tokens(item: Item, processor: Processor) -> int:
     """About how long the prompt will be; only batches depend on it, never what is read."""
     options = processor.options
-    most = options.max_pixels or 16 * _UNKNOWN_PIXELS
-    tokens = (len(item.text) + len(item.instruction)) // _CHARACTERS_A_TOKEN + 8
-    tokens += sum(min(_pixels(picture), most) // _PIXELS_A_TOKEN + 2 for picture in item.images)
-    if item.video is not None:
-        frame = _pixels(item.video[0]) if isinstance(item.video, tuple) and item.video else _UNKNOWN_PIXELS
-        tokens += options.num_frames * (min(frame, most) // _PIXELS_A_TOKEN + 8) // 2
-    return tokens
+    low, high = options.min_pixels or 0, options.max_pixels or _MOST_PIXELS
+
+    def tokens(pixels: int) -> int:
+        return min(max(pixels, low), high) // processor.pixels_per_token + 2
+
+    length = (len(item.text) + len(item.instruction)) // _CHARACTERS_A_TOKEN + sum(tokens(_pixels(picture)) for picture in item.images)
+    if item.video is None:
+        return length
+    frames = min(options.num_frames, len(item.video)) if isinstance(item.video, tuple) else options.num_frames
+    frame = _pixels(item.video[0]) if isinstance(item.video, tuple) and item.video else _FRAME_PIXELS
+    return length + tokens(frame) * frames // 2
 
 
 def _pixels(picture: ImageSource) -> int:

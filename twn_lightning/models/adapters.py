@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -93,18 +94,18 @@ def parameter_counts(module: nn.Module, parts: Sequence[str]) -> dict[str, float
 
 
 @contextlib.contextmanager
-def use_adapter(layers: nn.Module | Sequence[LoraLayer], name: str | None) -> Iterator[None]:
+def use_adapter(layers: nn.Module | Sequence[LoraLayer], *names: str) -> Iterator[None]:
     """Runs the body with one adapter active, then restores what was; no parameter's `requires_grad` changes.
 
     Args:
         layers: LoRA layers (see `lora_layers`), or a module to look for them in.
-        name: The adapter, or None for the bare backbone.
+        names: The adapter; of several the sum; none for the bare backbone.
     """
     chosen = lora_layers(layers) if isinstance(layers, nn.Module) else layers
     before = [(layer._active_adapter, layer._disable_adapters) for layer in chosen]
     for layer in chosen:
-        layer._active_adapter = layer._active_adapter if name is None else [name]
-        layer._disable_adapters = name is None
+        layer._active_adapter = list(names) if names else layer._active_adapter
+        layer._disable_adapters = not names
     try:
         yield
     finally:
@@ -114,20 +115,22 @@ def use_adapter(layers: nn.Module | Sequence[LoraLayer], name: str | None) -> It
 
 
 @contextlib.contextmanager
-def adapter_pass(layers: Sequence[LoraLayer], checkpointed: Sequence[nn.Module], name: str, *, dropout: bool, recompute: bool) -> Iterator[None]:
+def adapter_pass(
+    layers: Sequence[LoraLayer], checkpointed: Sequence[nn.Module], names: Sequence[str], *, dropout: bool, recompute: bool
+) -> Iterator[None]:
     """Runs the body under an adapter, with or without its dropout, and with or without recomputing layers in backward.
 
     Args:
         layers: LoRA layers of the model.
         checkpointed: Layers whose ``gradient_checkpointing`` flag says whether they recompute; none where the model never does.
-        name: The adapter.
+        names: The adapter; of several the sum; none for the bare backbone.
         dropout: Whether its dropout drops.
         recompute: Whether the checkpointed layers recompute.
     """
     flags: list[tuple[nn.Module, str, bool]] = [(layer, "gradient_checkpointing", recompute) for layer in checkpointed]
-    drops = [layer.lora_dropout[name] for layer in layers if name in layer.lora_dropout]
+    drops = [layer.lora_dropout[name] for layer in layers for name in names if name in layer.lora_dropout]
     flags += [(drop, "training", dropout) for drop in drops if isinstance(drop, nn.Dropout)]
-    with use_adapter(layers, name), _set(flags):
+    with use_adapter(layers, *names), _set(flags):
         yield
 
 
@@ -153,6 +156,29 @@ def keeping_trainable(module: nn.Module) -> Iterator[None]:
         parameter.requires_grad_(name in trainable)
 
 
+def merged_into_base(layers: Sequence[LoraLayer], name: str) -> bool:
+    """Adds an adapter to the weights under it; from then on the bare layers are what it was, and the adapter takes itself away again.
+
+    Passes under it cost no more than the bare backbone's, and no memory is added. (W + R) - R is W only up to rounding in the weights' precision.
+
+    Args:
+        layers: LoRA layers of the model.
+        name: The adapter.
+
+    Returns:
+        Whether that was done; layers other than ordinary linear ones (quantised, for instance) are left as they are, all of them.
+    """
+    adapted = [layer for layer in layers if name in layer.lora_A]
+    if any(type(layer.get_base_layer()) is not nn.Linear for layer in adapted):
+        return False
+    with torch.no_grad():
+        for layer in adapted:
+            weight = layer.get_base_layer().weight
+            weight.copy_(weight.float() + layer.get_delta_weight(name).float())
+            layer.scaling[name] = -layer.scaling[name]
+    return True
+
+
 def active_adapter(layers: Sequence[LoraLayer]) -> str | None:
     """The adapter that is active now; None for the bare backbone (or where there are no LoRA layers)."""
     if not layers or layers[0]._disable_adapters:
@@ -173,5 +199,5 @@ def checkpoint_context_fn(layers: Sequence[LoraLayer]) -> tuple[AbstractContextM
 
 @contextlib.contextmanager
 def _again(layers: Sequence[LoraLayer], name: str | None, flags: Sequence[tuple[nn.Module, str, bool]]) -> Iterator[None]:
-    with use_adapter(layers, name), _set(flags):
+    with use_adapter(layers, *([] if name is None else [name])), _set(flags):
         yield

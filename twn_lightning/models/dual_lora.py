@@ -16,7 +16,16 @@ from transformers import DynamicCache
 from twn_lightning.batches import Inputs, Thoughts
 from twn_lightning.distributed import is_sharded, max_over_ranks, num_elements
 from twn_lightning.errors import ConfigError
-from twn_lightning.models.adapters import LoraSpec, adapter_pass, checkpoint_context_fn, keeping_trainable, lora_layers, parameter_counts, part_of
+from twn_lightning.models.adapters import (
+    LoraSpec,
+    adapter_pass,
+    checkpoint_context_fn,
+    keeping_trainable,
+    lora_layers,
+    merged_into_base,
+    parameter_counts,
+    part_of,
+)
 from twn_lightning.models.architecture import check_architecture
 from twn_lightning.models.backbones.base import Backbone, Processor, Prompt
 from twn_lightning.models.columns import appended, at_column, last_column, mean_over_words, text_columns
@@ -100,7 +109,11 @@ class DualLoRAModel(nn.Module):
         self.gate = RoutingGate(backbone.hidden_size, gate_hidden_size=gate_hidden_size, reads=gate_reads, threshold=gate_threshold)
         self.to(backbone.model.device)
         self.register_buffer("banned", banned_tokens(backbone), persistent=False)
+        self.decoding = Decoding()
+        """How its thoughts are written where nobody says otherwise; saved with it."""
         self._recomputes = False
+        self.is_merged = False
+        """Whether the reasoning adapter lies in the backbone's weights: for inference alone."""
         self.set_trainable()
 
     @property
@@ -147,6 +160,7 @@ class DualLoRAModel(nn.Module):
 
     def set_trainable(self, *parts: Part) -> None:
         """Lets exactly these parts require gradients; shared adapters are both parts."""
+        assert not (parts and self.is_merged), "a merged model is for inference"
         chosen = self.named_part_parameters(*parts)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in chosen and num_elements(parameter) > 0)  # no queries, no gradient: DDP would wait for it
@@ -184,6 +198,16 @@ class DualLoRAModel(nn.Module):
         if "reference" in self.peft.peft_config:
             with keeping_trainable(self):
                 self.peft.delete_adapter("reference")
+
+    def merge_for_inference(self) -> None:
+        """Puts the reasoning adapter into the backbone's weights, so that reading and writing cost what they cost the bare backbone.
+
+        With the interface "kv" only, whose embedding adapter runs over a few queries (where it takes the reasoning adapter away again); otherwise
+        nothing happens. The model can no longer be trained or saved.
+        """
+        if self.interface == "kv" and not self.is_merged:
+            self.set_trainable()
+            self.is_merged = merged_into_base(self._lora_layers, "reasoning")
 
     def prefill(self, inputs: Inputs) -> Prefix:
         """Prompts for `embed` and `think`; the reasoning adapter reads them now if the queries need its cache.
@@ -399,4 +423,7 @@ class DualLoRAModel(nn.Module):
     def _pass(self, adapter: str, *, dropout: bool, recompute: bool) -> AbstractContextManager[None]:
         """Runs a body under an adapter, with or without its dropout, and with or without recomputing in backward."""
         checkpointed = self.backbone.checkpointed_layers() if self._recomputes else ()
-        return adapter_pass(self._lora_layers, checkpointed, self._adapter_of(adapter), dropout=dropout, recompute=recompute)
+        names: tuple[str, ...] = (self._adapter_of(adapter),)
+        if self.is_merged:
+            names = () if names == ("reasoning",) else (*names, "reasoning")
+        return adapter_pass(self._lora_layers, checkpointed, names, dropout=dropout, recompute=recompute)

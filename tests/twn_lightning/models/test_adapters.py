@@ -25,7 +25,7 @@ def hidden_states(model: DualLoRAModel, inputs: Inputs) -> Tensor:
 def test_adapters_off_is_the_backbone_bit_for_bit(tiny_model: DualLoRAModel, make_items: MakeItems, tiny_backbone_path: str) -> None:
     inputs = tiny_model.processor.inputs(make_items(10))
     original = Qwen3VLForConditionalGeneration.from_pretrained(tiny_backbone_path)
-    with torch.no_grad(), use_adapter(tiny_model, None):
+    with torch.no_grad(), use_adapter(tiny_model):
         ours = hidden_states(tiny_model, inputs)
         theirs = original.model(
             input_ids=inputs.input_ids,

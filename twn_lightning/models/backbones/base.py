@@ -93,6 +93,10 @@ class Processor(Protocol):
     def vocabulary_size(self) -> int:
         """Number of tokens that mean something; a backbone's table may be longer."""
 
+    @property
+    def pixels_per_token(self) -> int:
+        """Pixels of a picture that become one token."""
+
     def inputs(self, items: Sequence[Item]) -> Inputs:
         """Prompts of the items, laid out as the options say, with the assistant's turn opened if there are turns. Opens media files.
 

@@ -68,6 +68,11 @@ class QwenVLProcessor:
         """Number of tokens that mean something."""
         return len(self.tokenizer)
 
+    @property
+    def pixels_per_token(self) -> int:
+        """Pixels of a picture that become one token."""
+        return int((self._images.patch_size * self._images.merge_size) ** 2)
+
     @cached_property
     def banned_ids(self) -> tuple[int, ...]:
         """Tokens a chain of thought may not hold."""
