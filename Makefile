@@ -42,7 +42,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install train train-stage1 train-stage2 train-stage3 train-stage4 evaluate ablations results ablation-gate $(ABLATIONS) check-data bench-stage1 bench-gpu pretrain-backbone mlflow-ui test check format clean
+.PHONY: help install test-ecosystem bench train train-stage1 train-stage2 train-stage3 train-stage4 evaluate ablations results ablation-gate $(ABLATIONS) check-data bench-stage1 bench-gpu pretrain-backbone mlflow-ui test check format clean
 
 help:  ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -120,6 +120,9 @@ ablation-gate: $(STAMP)  ## Gate modes and a threshold sweep on a finished run
 bench-stage1: $(STAMP)  ## Time and memory of stage 1 against plain LoRA contrastive training
 	$(PYTHON) -m experiments.bench_stage1 --config $(CONFIG) --profile $(PROFILE) $(OVERRIDES)
 
+bench: $(STAMP)  ## What the encoder, stage 1, rollouts and ranking cost beside the plain way (docs/benchmarks.md)
+	$(PYTHON) -m experiments.bench $(OVERRIDES)
+
 bench-gpu: $(STAMP)  ## Tokens a second, MFU and peak memory of all stages at true shapes (random weights)
 	$(PYTHON) -m experiments.bench_gpu $(OVERRIDES)
 
@@ -132,7 +135,12 @@ mlflow-ui: $(STAMP)  ## Compare runs in a browser
 
 test: export OMP_NUM_THREADS := 1
 test: $(STAMP)  ## All tests, with coverage of the four packages
-	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term $(TESTS)
+	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile -m "not ecosystem" --cov --cov-report=term $(TESTS)
+
+test-ecosystem: export OMP_NUM_THREADS := 1
+test-ecosystem: $(STAMP)  ## The tests that need Ray, mteb or a browser (installs them; Chromium comes from the system)
+	$(PIP) -e ".[mini,dev,ecosystem]"
+	$(PYTHON) -m pytest -m ecosystem tests
 
 check: $(STAMP)  ## ruff, mypy strict, import contracts
 	$(PYTHON) -m ruff check .

@@ -77,8 +77,8 @@ def save_bundle(model: DualLoRAModel, folder: str | Path, *, provenance: Mapping
         model: What to save.
         folder: Where.
         provenance: What made it: stage, run, seed, commit, data digest and the like.
-        backbone_path: Where the backbone is found when the bundle is loaded; a relative one is looked for from the working folder,
-            from the bundle, and from the folders above it.
+        backbone_path: Where the backbone is found when the bundle is loaded; a relative one is looked for from the bundle, from
+            the folder it is in, from the working folder, and from the folders above the bundle.
 
     Returns:
         The folder.
@@ -310,5 +310,6 @@ def _settings(config: dict[str, Any], fallback: BundleDefaults | None) -> Bundle
 
 
 def _found_backbone(path: str, folder: Path) -> str:
-    places = [Path.cwd(), folder.resolve(), *folder.resolve().parents]
+    own, *above = folder.resolve().parents
+    places = [folder.resolve(), own, Path.cwd(), *above]
     return next((str(place / path) for place in places if (place / path).is_dir()), path)

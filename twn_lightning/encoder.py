@@ -149,7 +149,9 @@ class Encoder:
         if merge:
             model.merge_for_inference()
         if dtype is not None:
-            model.backbone.model.to(getattr(torch, dtype))
+            for name, parameter in model.backbone.model.named_parameters():
+                if ".lora_" not in name:  # adapters stay in float32, and rotary frequencies, which are no parameters, too
+                    parameter.data = parameter.data.to(getattr(torch, dtype))
         try:
             model = model.to(where)
         except (RuntimeError, AssertionError) as error:  # torch's words for a device that is not there
