@@ -31,7 +31,10 @@ def load_image(source: ImageSource) -> Image.Image:
         DataError: The file is missing or no picture.
     """
     if isinstance(source, Image.Image):
-        return _rgb(source)
+        try:
+            return _rgb(source)
+        except (OSError, SyntaxError, ValueError) as error:  # opened, and not decoded until now
+            raise DataError(_unreadable_image("a picture", error)) from error
     _require_file(source, "image")
     return decoded_image(source, name=str(source))
 
@@ -71,7 +74,7 @@ def load_video(source: VideoSource, *, num_frames: int) -> tuple[Image.Image, ..
     if isinstance(source, tuple):
         if not source:
             raise DataError("A video was given as an empty tuple of frames: give at least one frame, or None for no video.")
-        frames = [_rgb(source[index]) for index in _spread(len(source), num_frames)]
+        frames = [load_image(source[index]) for index in _spread(len(source), num_frames)]
     elif source.is_dir():
         files = frame_files(source)
         frames = [load_image(files[index]) for index in _spread(len(files), num_frames)]

@@ -17,6 +17,8 @@ from twn_lightning.models.backbones.base import Processor
 log = logging.getLogger(__name__)
 
 _CHARACTERS_A_TOKEN = 4
+_CHARACTERS_KEPT = 32
+"""Of a text that is cut, for each token that is allowed: more than any token has on the average."""
 _MOST_PIXELS = 4096 * 4096
 _FRAME_PIXELS = 640 * 360
 """Of a clip's file, which is not opened to find out."""
@@ -142,7 +144,8 @@ def _try(processor: Processor, items: Sequence[Item]) -> Inputs | DataError:
 def _cut(processor: Processor, item: Item, *, max_prompt_tokens: int) -> Item | str:
     """The item with as much of its text as fits, or why that is not possible."""
     bare = processor.inputs([replace(item, text=".")]).input_ids.shape[1]
-    text, length = item.text, processor.inputs([item]).input_ids.shape[1]
+    text = item.text[: _CHARACTERS_KEPT * max_prompt_tokens]  # before all of a book is read several times
+    length = processor.inputs([replace(item, text=text)]).input_ids.shape[1]
     while length > max_prompt_tokens:
         share = (max_prompt_tokens - bare) / max(1, length - bare)
         text = text[: int(len(text) * min(share, 0.99))].rstrip()

@@ -1,0 +1,137 @@
+"""Rows of CSV, JSON Lines and Parquet, from any row on."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from twn_lightning.corpus.tables import open_table
+from twn_lightning.errors import DataError
+
+ROWS = [{"id": str(number), "text": f'word {number}, "quoted"\nand a second line'} for number in range(3000)]
+
+
+@pytest.fixture(params=["csv", "tsv", "jsonl", "parquet"])
+def table_path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    path = tmp_path / f"rows.{request.param}"
+    if request.param == "parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=700)
+    elif request.param == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["id", "text"], delimiter="\t" if request.param == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(ROWS)
+    return path
+
+
+@pytest.mark.parametrize("first", [0, 1, 699, 700, 1023, 1024, 1025, 2999, 3000])
+def test_rows_from_any_row_on_are_the_tail_of_all_rows(table_path: Path, first: int) -> None:
+    table = open_table(table_path)
+    assert (table.num_rows, table.columns) == (3000, ("id", "text"))
+    assert list(table.rows(first, ["id", "text"])) == ROWS[first:]
+
+
+def test_only_the_columns_that_are_asked_for_are_given(table_path: Path) -> None:
+    assert next(iter(open_table(table_path).rows(7, ["id", "image"]))) == {"id": "7"}
+
+
+def test_a_row_far_on_is_read_without_the_rows_before_it(table_path: Path) -> None:
+    table = open_table(table_path)
+    anchor = table.anchor(2900)
+    assert 2900 - 1024 < anchor <= 2900
+    start = len(table_path.read_bytes()) // 3  # well before the anchor's place
+    with table_path.open("r+b") as file:
+        file.seek(start - 5000)
+        file.write(b"\xff" * 5000)
+    assert list(table.rows(2900, ["id", "text"])) == ROWS[2900:]
+
+
+def test_a_byte_order_mark_and_blank_lines_are_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("\ufeffid,text\n\n1,Bär\n\n2,two\n\n".encode())
+    (tmp_path / "a.jsonl").write_bytes('\ufeff{"id": "1", "text": "Bär"}\n\n  \n{"id": "2", "text": "two"}'.encode())
+    for name in ("a.csv", "a.jsonl"):
+        assert list(open_table(tmp_path / name).rows(0, ["id", "text"])) == [{"id": "1", "text": "Bär"}, {"id": "2", "text": "two"}]
+
+
+def test_broken_rows_of_csv_are_named_and_the_others_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'id,text\n1,one\n2\n3,"a"b\n4,\xff\n5,five\n6,"open\n7,seven\n')
+    table = open_table(path)
+    assert table.num_rows == 6
+    assert list(table.rows(0, ["id", "text"])) == [
+        {"id": "1", "text": "one"},
+        "the row has not as many cells as the header (1, not 2)",
+        "the row is no valid CSV (',' expected after '\"')",
+        "the row is no valid UTF-8",
+        {"id": "5", "text": "five"},
+        "the row is no valid CSV (unexpected end of data)",
+    ]
+
+
+def test_broken_rows_of_json_lines_are_named_and_the_others_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "one"}\n{"text": \n[1]\n{"text": "\xff"}\n{"text": "five"}\n')
+    rows = list(open_table(path).rows(0, ["text"]))
+    assert (rows[0], rows[4]) == ({"text": "one"}, {"text": "five"})
+    for row, words in zip(rows[1:4], ["no valid JSON", "a JSON list, not an object", "no valid UTF-8"], strict=True):
+        assert isinstance(row, str)
+        assert words in row
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", b"", "no header"),
+        ("a.csv", b"a,b,a\n1,2,3\n", "two columns have the same name"),
+        ("a.jsonl", b'[\n{"text": "one"}\n]', "it is a JSON list: save it as JSON Lines"),
+        ("a.jsonl", b"one\ntwo\n", "first rows are no JSON objects"),
+        ("a.parquet", b"PAR1", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=words) as caught:
+        open_table(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def test_a_parquet_file_that_breaks_off_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=1000)
+    table = open_table(path)
+    with path.open("r+b") as file:
+        file.seek(4)
+        file.write(b"\xff" * 20_000)
+    with pytest.raises(DataError, match=r"a\.parquet: this file cannot be read on from row 5 "):
+        list(table.rows(5, ["text"]))
+
+
+def test_rows_of_a_missing_column_are_empty(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(ROWS[:5]), path)
+    assert list(open_table(path).rows(2, ["image"])) == [{}] * 3
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_memory_does_not_grow_with_the_rows_that_are_read(suffix: str, tmp_path: Path, resident_mib: Callable[[], float]) -> None:
+    path = tmp_path / f"long.{suffix}"
+    text = "word " * 2000
+    if suffix == "jsonl":
+        with path.open("w") as file:
+            file.writelines(json.dumps({"text": text, "id": number}) + "\n" for number in range(6000))
+    else:
+        schema = pa.schema([("id", pa.int64()), ("text", pa.string())])
+        with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+            writer.write_table(pa.table({"id": range(6000), "text": [text] * 6000}, schema=schema))  # a row group of 57 MiB
+    table = open_table(path)
+    list(table.rows(5990, ["id", "text"]))  # what is loaded and allocated once
+    before = resident_mib()
+    held = [resident_mib() for number, _ in enumerate(table.rows(0, ["id", "text"])) if number % 500 == 0]
+    assert len(held) == 12
+    assert max(held) - before < 30  # a reader that takes a row group, or keeps rows, needs 57 and more
