@@ -112,7 +112,7 @@ def prepare(encoder: Encoder, source: Input, out: Path, settings: EmbedSettings)
         made_of = {**facts, "settings": settled, "model": model}
         about = {"rows": num_rows, "parts": -(-num_rows // settings.part_rows), "dim": encoder.dim, "batch_size": settings.batch_size}
         with lock(out):
-            begin_manifest(out, made_of, {**about, "left_out": left_out})
+            begin_manifest(out, made_of, {**about, "left_out": left_out, "bundle": str(Path(encoder.bundle or "").absolute())})
         return digest_of(made_of)
 
     if isinstance(source, TableCorpus):
