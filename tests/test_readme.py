@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from PIL import Image
 from experiments import readme_results
 from experiments.runs import CONFIGS
 from twn_lightning.checkpoints import save_bundle
+from twn_lightning.command_line.app import main as twn
 from twn_lightning.configs.load import load_config
 from twn_lightning.models.dual_lora import DualLoRAModel
 
@@ -109,6 +112,26 @@ def test_the_documents_python_runs_in_a_process_of_its_own(tiny_model: DualLoRAM
     done = subprocess.run([sys.executable, "-c", f"{use}\n{load}"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"tensor\(\[\[[^\]]+, [^\]]+, [^\]]+\]\]\)\n", done.stdout)
+
+
+@pytest.mark.parametrize("library", ["mteb", "sentence_transformers"])
+def test_other_libraries_lines_are_those_that_their_tests_run(library: str) -> None:
+    tree = ast.parse((ROOT / "twn_lightning" / "integrations" / f"{library}.py").read_text(encoding="utf-8"))
+    lines = re.findall(r"^    (.*)$", str(ast.get_docstring(tree, clean=False)), flags=re.MULTILINE)
+    assert "```python\n" + "\n".join(lines) + "\n```" in TEXTS["README.md"]
+
+
+def test_the_commands_of_twn_run_one_after_the_other(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos").mkdir()
+    for number, colour in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (48, 32), colour).save(tmp_path / "photos" / f"{number}.png")
+    lines = [command for command in commands(TEXTS["README.md"]) if re.match(r"twn (embed|index|search|explain|info|export) [^…]*$", command)]
+    assert {line.split()[1] for line in lines} == {"embed", "index", "search", "explain", "info", "export"}
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        words = shlex.split(line.replace("runs/mini/5_gate_refit/bundle", str(tiny_bundle)))
+        assert twn(words[1:]) == 0, line
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "vectors", "index", "my-model", "plain"}
 
 
 def test_the_results_are_those_of_the_records() -> None:
