@@ -54,7 +54,7 @@ class Limits:
         """What suits a device: caches shape the CPU's, arithmetic an accelerator's."""
         if device.type == "cpu":
             return cls(64, 4096, max_prompt_tokens, 64, 16384)
-        return cls(512, 16384, max_prompt_tokens, 256, 262144)
+        return cls(512, 16384, max_prompt_tokens, 128, 65536)
 
     @classmethod
     def of_rows(cls, rows: int, *, max_prompt_tokens: int) -> Limits:

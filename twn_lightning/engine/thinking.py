@@ -122,7 +122,7 @@ class ThinkingDesk:
             to_the_end: Until every row has finished. False: only while rows wait that could not all be written at once.
         """
         while self._desk is not None or self._waiting:
-            if not to_the_end and self._num_waiting() + self._num_writing() < self._max_rows:
+            if not (to_the_end or self._is_full()):
                 return
             self._seat()
             try:
@@ -133,11 +133,12 @@ class ThinkingDesk:
             else:
                 self._let_go()
 
-    def _num_waiting(self) -> int:
-        return sum(len(desk.numbers) for desk in self._waiting)
-
-    def _num_writing(self) -> int:
-        return 0 if self._desk is None else len(self._desk.numbers)
+    def _is_full(self) -> bool:
+        """Whether there are as many rows, or as many columns, as may be written at once."""
+        desks = [*self._waiting, *([] if self._desk is None else [self._desk])]
+        rows = sum(len(desk.numbers) for desk in desks)
+        columns = sum(desk.prefix.attention_mask.numel() for desk in desks) + rows * self._decoding.max_new_tokens
+        return rows >= self._max_rows or (self._max_tokens is not None and columns >= self._max_tokens)
 
     def _seat(self) -> None:
         """Fills the free places."""
