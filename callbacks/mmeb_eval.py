@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.sinks import StepClock, log_metrics, log_text
@@ -38,6 +39,7 @@ class MmebEval(Callback):
         max_batch_tokens: Prompt tokens encoded together, padding included, at most; None for no limit.
         decoding: How thoughts are written; greedy if None.
         think_sides: Which side may think.
+        autocast: Type of the matrix products, as in the stage's steps; None: that of the weights.
         prefix: First part of the names.
 
     Raises:
@@ -55,6 +57,7 @@ class MmebEval(Callback):
         max_batch_tokens: int | None = None,
         decoding: Decoding | None = None,
         think_sides: ThinkSides = "both",
+        autocast: torch.dtype | None = None,
         prefix: str = "validation",
     ) -> None:
         if not tasks:
@@ -66,6 +69,7 @@ class MmebEval(Callback):
         self.max_batch_tokens = max_batch_tokens
         self.decoding = decoding
         self.think_sides = think_sides
+        self.autocast = autocast
         self.prefix = prefix
         self.report: Report | None = None
         """What the last evaluation found."""
@@ -112,6 +116,7 @@ class MmebEval(Callback):
                 device=pl_module.device,
                 known=known,
                 over_ranks=not pl_module.model.is_sharded,  # ranks with shares of each weight must all run everything
+                autocast=self.autocast,
             )
             for task in self.tasks
         ]

@@ -38,6 +38,7 @@ from twn_lightning.configs.run import RunConfig, SourceConfig
 from twn_lightning.configs.stages import ContrastiveConfig, CotSftConfig, GrpoConfig, OptimConfig
 from twn_lightning.distributed import world_size
 from twn_lightning.errors import ConfigError
+from twn_lightning.evaluation.encode import AUTOCAST
 from twn_lightning.evaluation.evaluate import Mode
 from twn_lightning.evaluation.task import RetrievalTask
 from twn_lightning.models.adapters import LoraSpec
@@ -359,6 +360,7 @@ def build_callbacks(config: RunConfig, step: Step, folder: Path, data: Lightning
             batch_size=config.evaluation.batch_size,
             max_batch_tokens=config.evaluation.max_batch_tokens,
             decoding=build_decoding(config.decoding),
+            autocast=AUTOCAST[config.trainer.precision],
         )
         callbacks.append(evaluation)
         if chosen.evaluate_every and config.data.suite != "mmeb_v2":  # nothing is chosen by test tasks

@@ -91,7 +91,7 @@ def report_table(report: Report, title: str, *, wide: bool = True) -> Table:
     for heading in (*MODES, "think rate", "tokens/query") if wide else (*MODES, "think", "tokens"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report.rows:
-        table.add_row(row.name, *((row.kind, row.metric) if wide else ()), *_figures(row, wide))
+        table.add_row(row.label, *((row.kind, row.metric) if wide else ()), *_figures(row, wide))
     table.add_section()
     for group in report.groups():
         table.add_row(group.label, *(("", group.row.metric) if wide else ()), *_figures(group.row, wide), style="bold")

@@ -7,10 +7,12 @@ Needs a run with a finished stage; leaves report.json and report.md in the run's
 
 On MMEB-V2, in any run's settings: ``--run mini data.suite=mmeb_v2 data.root=FOLDER`` (its files are checked first, before a model is loaded);
 ``--tasks IMG_CLS,MSR-VTT`` chooses tasks and groups of them, ``--skip-missing`` evaluates what is there, and evaluation.profile says how inputs are
-shown. ``--bundle FOLDER --config NAME`` evaluates a bundle from anywhere; one without twn_config.json needs ``--backbone PATH`` too.
+shown; evaluation.instructions=FILE gives the tasks' instructions. What proves unreadable only then stops the evaluation too, or counts as not found.
+``--bundle FOLDER --config NAME`` evaluates a bundle from anywhere; one without twn_config.json needs ``--backbone PATH`` too.
 
 Several processes share the work, to the same report: ``torchrun --standalone --nproc-per-node 8 -m experiments.evaluate -- …``. Vectors and thoughts
 are kept in evaluation/cache under everything that made them, so that the same command goes on where it was stopped; the folder may be deleted.
+The passes run in the run's trainer.precision. evaluation.thought_writer=vllm has vLLM write the thoughts (twn_lightning/integrations/vllm.py).
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from experiments.evaluate_model import Subject
     from twn_lightning.configs.run import RunConfig
     from twn_lightning.evaluation.evaluate import ThinkSides
+    from twn_lightning.evaluation.store import VectorStore
+    from twn_lightning.models.thought_writers import ThoughtWriter
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +60,8 @@ def main(arguments: Sequence[str]) -> None:
         "--backbone", metavar="PATH", default="", help="with --bundle: the backbone's folder, instead of the one that the bundle names"
     )
     parser.add_argument("--tasks", metavar="A,B", help="tasks or groups of tasks: short for data.tasks=[A,B]")
-    parser.add_argument(
-        "--skip-missing", action="store_true", help="leave out tasks of MMEB-V2 whose files are faulty; their means are then incomplete"
-    )
+    skipping = "leave out tasks of MMEB-V2 whose files are faulty, and inputs that cannot be opened; their means are then incomplete"
+    parser.add_argument("--skip-missing", action="store_true", help=skipping)
     add_settings(parser, of_run=True)
     parsed = parser.parse_intermixed_args(arguments)
     config = evaluation_settings(parsed)
@@ -107,14 +110,24 @@ def evaluation_settings(parsed: argparse.Namespace) -> RunConfig:
 
 
 def _suffix(config: RunConfig) -> str:
-    """What tells evaluations of MMEB-V2 apart: the profile, and which tasks and queries if not all."""
+    """What tells evaluations of MMEB-V2 apart: the profile, the file of instructions, and which tasks and queries if not all."""
     if config.data.suite == "mini":
         return ""
     part = "" if not config.data.tasks else "_" + "+".join(config.data.tasks)
     if len(part) > _LONGEST_NAME:
         part = f"_{hashlib.sha256(part.encode()).hexdigest()[:8]}"
     queries = "" if config.evaluation.max_queries is None else f"_{config.evaluation.max_queries}_queries"
-    return f"_{config.data.suite}_{config.evaluation.profile}{part}{queries}"
+    file = config.evaluation.instructions
+    wording = f"_{Path(file).stem}-{hashlib.sha256(Path(file).read_bytes()).hexdigest()[:8]}" if file else ""
+    return f"_{config.data.suite}_{config.evaluation.profile}{wording}{part}{queries}"
+
+
+def _origin(config: RunConfig, subject: Subject, store: VectorStore | None, writer: ThoughtWriter) -> dict[str, str]:
+    """What a report's figures are made with, besides the data."""
+    of = {"run": config.name, "bundle": subject.step} if subject.step else {"bundle": subject.bundle.name}
+    digests = {} if store is None else {f"digest of {name}": store.made_by[name] for name in ("bundle", "backbone")}
+    decoding = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(config.decoding).items())
+    return {**of, **digests, "decoding": decoding, "precision": config.trainer.precision, "thoughts": writer.name}
 
 
 def evaluate(config: RunConfig, subject: Subject, sides: Sequence[ThinkSides], *, budget: float | None = None, skip_missing: bool = False) -> None:
@@ -125,48 +138,49 @@ def evaluate(config: RunConfig, subject: Subject, sides: Sequence[ThinkSides], *
         subject: The model.
         sides: Which sides may think.
         budget: Reasoning tokens a query; None for the gate's own threshold.
-        skip_missing: Leaves tasks out whose files are faulty.
+        skip_missing: Leaves tasks out whose files are faulty, and inputs that cannot be opened.
 
     Raises:
-        ConfigError: The gate's curve knows no threshold for the budget.
-        DataError: Files of a task are faulty.
+        ConfigError: The gate's curve knows no threshold for the budget, or vLLM is to write and cannot.
+        DataError: Files of a task are faulty, or an input cannot be opened.
     """
     from experiments.build import inference_device
-    from experiments.evaluate_model import load_subject, open_store
+    from experiments.evaluate_model import load_subject, open_store, open_writer
     from experiments.evaluate_suite import open_suite, profile_changes
+    from experiments.evaluate_tasks import evaluate_tasks
     from experiments.gating import budget_threshold
-    from experiments.results import budget_line, evaluate_tasks, log_report, show_report, write_report
+    from experiments.results import budget_line, log_report, show_report, write_report
     from experiments.tracking import Tracking, environment_tags
     from twn_lightning.distributed import gather_objects, rank
     from twn_lightning.evaluation.report import Report
 
     changes = profile_changes(config)
     suite = open_suite(config, subject.folder / "evaluation", skip_missing=skip_missing)
-    model = load_subject(config, subject, changes).to(inference_device(config))
-    store = open_store(config, model, subject)
-    of = {"run": config.name, "bundle": subject.step} if subject.step else {"bundle": subject.bundle.name}
-    digests = {} if store is None else {f"digest of {name}": store.made_by[name] for name in ("bundle", "backbone")}
-    decoding = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(config.decoding).items())
-    origin = {**of, **digests, "decoding": decoding, **environment_tags(config), **suite.tags}
+    model = load_subject(config, subject, changes)
+    writer = open_writer(config, model, subject)  # before the model is on the GPU, of which vLLM takes its share first
+    model.to(inference_device(config))
+    store = open_store(config, model, subject, writer)
+    origin = {**_origin(config, subject, store, writer), **environment_tags(config), **suite.tags}
     with Tracking(config, subject.folder, suite.tags).running() as tracking:
         for side in sides:
             name = (side if budget is None else f"{side}_budget_{budget:g}") + _suffix(config)
             path = subject.folder / "evaluation" / name
             threshold = None if budget is None else budget_threshold(model, suite.tasks, budget, think_sides=side)
-            results = evaluate_tasks(
+            results, missing = evaluate_tasks(
                 config,
                 model,
-                suite.tasks,
+                suite,
                 predictions=path / "predictions",
                 think_sides=side,
                 threshold=threshold,
                 store=store,
-                shares_candidates=suite.shares_candidates,
+                writer=writer,
+                skip_unreadable=skip_missing,
             )
             if rank() != 0:
                 continue
             asked = {} if budget is None else {"budget": f"{budget:g} reasoning tokens a query", "threshold": f"{threshold:.4f}"}
-            provenance = {**origin, "think_sides": side, **asked}
+            provenance = {**origin, "think_sides": side, **asked, **missing}
             report = Report.from_results(results, expected=suite.expected, provenance=provenance, wholes=suite.wholes, revisions=suite.revisions)
             write_report(report, path, {})
             logger = tracking.child("evaluation" if name == "both" else f"evaluation_{name}")

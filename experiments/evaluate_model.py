@@ -1,4 +1,4 @@
-"""Which model is evaluated: the last bundle of a run, or a bundle from anywhere; and the store of what it has encoded."""
+"""Which model is evaluated (the last bundle of a run, or a bundle from anywhere), who writes its thoughts, and where what it encoded is kept."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from experiments.build import build_model, processor_options
 from experiments.runs import RunFolder, resolve_backbone
 from twn_lightning.checkpoints import CONFIG, BundleDefaults, load_bundle, load_bundle_into
 from twn_lightning.configs.run import RunConfig
-from twn_lightning.distributed import gather_objects, rank
+from twn_lightning.distributed import gather_objects, rank, world_size
 from twn_lightning.errors import CheckpointError, ConfigError
+from twn_lightning.evaluation.encode import AUTOCAST
 from twn_lightning.evaluation.store import VectorStore
 from twn_lightning.evaluation.store_digests import code_digest, folder_digest
 from twn_lightning.models.backbones import load_backbone, load_processor
 from twn_lightning.models.backbones.base import ProcessorOptions
 from twn_lightning.models.dual_lora import DualLoRAModel
+from twn_lightning.models.thought_writers import OwnWriter, ThoughtWriter
 
 log = logging.getLogger(__name__)
 
@@ -102,13 +104,37 @@ def load_subject(config: RunConfig, subject: Subject, changes: Mapping[str, str 
     return model
 
 
-def open_store(config: RunConfig, model: DualLoRAModel, subject: Subject) -> VectorStore | None:
+def open_writer(config: RunConfig, model: DualLoRAModel, subject: Subject) -> ThoughtWriter:
+    """Who writes the thoughts; vLLM takes its share of the GPU now.
+
+    Args:
+        config: The run's settings.
+        model: Reads them.
+        subject: Whose bundle holds the adapter that writes.
+
+    Raises:
+        ConfigError: vLLM cannot be used.
+    """
+    if config.evaluation.thought_writer == "own":
+        return OwnWriter(model)
+    if world_size() > 1:
+        raise ConfigError(
+            f"evaluation.thought_writer is vllm and there are {world_size()} processes, but vLLM shares its GPUs with one: start one process "
+            "(evaluation.vllm_devices spreads vLLM over more GPUs), or set evaluation.thought_writer=own."
+        )
+    from twn_lightning.integrations.vllm import VllmWriter
+
+    return VllmWriter(model, subject.bundle, memory=config.evaluation.vllm_memory, num_devices=config.evaluation.vllm_devices)
+
+
+def open_store(config: RunConfig, model: DualLoRAModel, subject: Subject, writer: ThoughtWriter) -> VectorStore | None:
     """Where vectors of the model are kept, under everything that makes them; None where its backbone is no folder whose weights can be named.
 
     Args:
         config: The run's settings.
         model: On the device on which it will encode.
         subject: The model's bundle and the folder of the store.
+        writer: Of the thoughts.
     """
     backbone = Path(model.backbone.path)
     if not backbone.is_dir():
@@ -121,6 +147,8 @@ def open_store(config: RunConfig, model: DualLoRAModel, subject: Subject) -> Vec
         "model": json.dumps([model.interface, model.num_queries, model.is_shared, model.gate.reads, model.gate.threshold]),
         "processor": json.dumps(dataclasses.asdict(model.processor.options), sort_keys=True),
         "dtype": str(hf.dtype),
+        "autocast": str(AUTOCAST[config.trainer.precision]),
+        "thoughts": writer.name,
         "attention": str(hf.config.get_text_config()._attn_implementation),
         "device": model.device.type,
         "code": code_digest(),

@@ -13,7 +13,7 @@ from datamodules.mmeb.suite import check_suite
 from datamodules.mmeb.table import TABLE, UNCHANGED, TaskRow, select
 from experiments.build import build_tasks, data_tags
 from experiments.display import progress
-from experiments.mmeb_tasks import TasksInTurn
+from experiments.mmeb_tasks import TasksInTurn, given_instructions
 from experiments.runs import write_atomically
 from twn_lightning.configs.run import RunConfig
 from twn_lightning.distributed import gather_objects, rank
@@ -62,9 +62,14 @@ def profile_changes(config: RunConfig) -> dict[str, str | int]:
     """What the profile says about prompts, by the names that `BackboneConfig` and `ProcessorOptions` share; what it leaves to the run is left out.
 
     Raises:
-        ConfigError: A profile of MMEB-V2 is set for another suite.
+        ConfigError: A profile or instructions of MMEB-V2 are set for another suite.
     """
     if config.data.suite != "mmeb_v2":
+        if config.evaluation.instructions:
+            raise ConfigError(
+                f"evaluation.instructions is {config.evaluation.instructions!r}, a file for the tasks of MMEB-V2, but data.suite is "
+                f"{config.data.suite}: leave it out, or set data.suite=mmeb_v2 and data.root=FOLDER."
+            )
         if config.evaluation.profile != "trained":
             raise ConfigError(
                 f"evaluation.profile is {config.evaluation.profile}, which is a way to show MMEB-V2, but data.suite is {config.data.suite}: "
@@ -81,10 +86,10 @@ def open_suite(config: RunConfig, folder: Path, *, skip_missing: bool) -> Suite:
     Args:
         config: The run's settings.
         folder: Gets ``check.md``, what the check found.
-        skip_missing: Leaves tasks out whose files are faulty.
+        skip_missing: Leaves tasks out whose files are faulty; what proves unreadable later is the evaluation's to skip.
 
     Raises:
-        ConfigError: There is no suite, or ``data.tasks`` names what it does not have.
+        ConfigError: There is no suite, or ``data.tasks`` or the file of instructions names what it does not have.
         DataError: Something is missing.
     """
     if config.data.suite == "none":
@@ -93,7 +98,7 @@ def open_suite(config: RunConfig, folder: Path, *, skip_missing: bool) -> Suite:
         tasks = build_tasks(config, "test", max_queries=config.evaluation.max_queries)
         names = tuple(task.name for task in tasks)
         return Suite("Test tasks", tasks, names, task_labels(tasks), tags=data_tags(config), shares_candidates=True)
-    root, chosen = Path(config.data.root), select(config.data.tasks)
+    root, chosen, instructions = Path(config.data.root), select(config.data.tasks), given_instructions(config)
     if not root.is_dir():
         raise DataError(f"data.root is {str(root)!r}, but there is no such folder: name the one that holds the data sets and media of MMEB-V2.")
     found = gather_objects(_check(config, root, chosen, folder) if rank() == 0 else None)[0]
@@ -108,13 +113,16 @@ def open_suite(config: RunConfig, folder: Path, *, skip_missing: bool) -> Suite:
     if found.problems:
         log.warning("Left out, since their files are faulty: %s (%s says what is wrong).", ", ".join(found.problems), folder / "check.md")
     tags = {"suite": "MMEB-V2", "profile": config.evaluation.profile, **found.versions}
+    if instructions.texts:
+        tags["instructions"] = str(instructions)
     if config.evaluation.max_queries is not None:
         tags["max_queries"] = f"{config.evaluation.max_queries} of each task"
     tags |= {f"note on {name}": "; ".join(notes) for name, notes in found.notes.items()}
     tags |= {f"missing {name}": problems[0] for name, problems in found.problems.items()}
+    profile, max_queries = PROFILES[config.evaluation.profile], config.evaluation.max_queries
     return Suite(
         title=f"MMEB-V2, profile {config.evaluation.profile}",
-        tasks=TasksInTurn(root, rows, profile=PROFILES[config.evaluation.profile], max_queries=config.evaluation.max_queries),
+        tasks=TasksInTurn(root, rows, profile=profile, max_queries=max_queries, instructions=instructions.texts),
         names=tuple(row.name for row in rows),
         expected=tuple(TaskLabel(name=row.name, kind="", modality=row.modality, subgroup=row.subgroup) for row in TABLE.values()),
         wholes=WHOLES,

@@ -21,7 +21,7 @@ from twn_lightning.batches import GateBatch, PairBatch
 from twn_lightning.configs.run import RunConfig
 from twn_lightning.distributed import barrier, from_rank_zero, rank
 from twn_lightning.errors import ConfigError
-from twn_lightning.evaluation.encode import EncodedItems, KnownItems, encode_items
+from twn_lightning.evaluation.encode import AUTOCAST, EncodedItems, KnownItems, encode_items
 from twn_lightning.evaluation.evaluate import SweepPoint, ThinkSides, threshold_sweep
 from twn_lightning.evaluation.self_label import GateExamples, concatenate_examples, fit_threshold, self_label
 from twn_lightning.evaluation.shards import dealt, own_windows
@@ -73,7 +73,8 @@ def _label_pairs(config: RunConfig, model: DualLoRAModel) -> GateExamples:
     parts = []
     with progress("labelling pairs by the model's own thoughts", shown=config.trainer.progress_bar) as advance:
         for number, batch in zip(own, _chosen(batches, own), strict=True):
-            parts.append(self_label(model, [batch], decoding=build_decoding(config.decoding), temperature=gate.temperature, sides=gate.sides))
+            decoding, autocast = build_decoding(config.decoding), AUTOCAST[config.trainer.precision]
+            parts.append(self_label(model, [batch], decoding=decoding, temperature=gate.temperature, sides=gate.sides, autocast=autocast))
             advance(number + 1, len(batches))
     return concatenate_examples(dealt(parts, num_values=len(batches), over_ranks=True))
 
@@ -270,6 +271,7 @@ def encode_tasks(config: RunConfig, model: DualLoRAModel, tasks: Sequence[Retrie
         max_batch_tokens=config.evaluation.max_batch_tokens,
         think="always",
         decoding=build_decoding(config.decoding),
+        autocast=AUTOCAST[config.trainer.precision],
         over_ranks=not keep_states,
         keep_states=keep_states,
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import overload
 
+from datamodules.mmeb.instructions import Instructions, read_instructions
 from datamodules.mmeb.profiles import PROFILES, Profile
 from datamodules.mmeb.suite import open_task
 from datamodules.mmeb.table import TaskRow, select
@@ -21,10 +22,14 @@ class TasksInTurn(Sequence[RetrievalTask]):
         rows: Which tasks.
         profile: How they are shown.
         max_queries: Of each task; None for all.
+        instructions: Wording in place of that of the files or of the table; see `open_task`.
     """
 
-    def __init__(self, root: Path, rows: Sequence[TaskRow], *, profile: Profile, max_queries: int | None) -> None:
+    def __init__(
+        self, root: Path, rows: Sequence[TaskRow], *, profile: Profile, max_queries: int | None, instructions: Mapping[str, str] | None = None
+    ) -> None:
         self._root, self._rows, self._profile, self._max_queries = root, tuple(rows), profile, max_queries
+        self._instructions = instructions
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -37,8 +42,19 @@ class TasksInTurn(Sequence[RetrievalTask]):
 
     def __getitem__(self, index: int | slice) -> RetrievalTask | TasksInTurn:
         if isinstance(index, slice):
-            return TasksInTurn(self._root, self._rows[index], profile=self._profile, max_queries=self._max_queries)
-        return open_task(self._root, self._rows[index], profile=self._profile, max_queries=self._max_queries)
+            chosen = self._rows[index]
+            return TasksInTurn(self._root, chosen, profile=self._profile, max_queries=self._max_queries, instructions=self._instructions)
+        return open_task(self._root, self._rows[index], profile=self._profile, max_queries=self._max_queries, instructions=self._instructions)
+
+
+def given_instructions(config: RunConfig) -> Instructions:
+    """Those of the file that the settings name; none where they name none.
+
+    Raises:
+        ConfigError: The file cannot be used.
+    """
+    profile = PROFILES[config.evaluation.profile]
+    return read_instructions(config.evaluation.instructions, with_candidates=profile.candidate_instructions)
 
 
 def mmeb_tasks(config: RunConfig, split: str, *, max_queries: int | None) -> TasksInTurn:
@@ -57,7 +73,8 @@ def mmeb_tasks(config: RunConfig, split: str, *, max_queries: int | None) -> Tas
     """
     root = Path(config.data.root)
     if split == "test":
-        return TasksInTurn(root, select(config.data.tasks), profile=PROFILES[config.evaluation.profile], max_queries=max_queries)
+        profile, texts = PROFILES[config.evaluation.profile], given_instructions(config).texts
+        return TasksInTurn(root, select(config.data.tasks), profile=profile, max_queries=max_queries, instructions=texts)
     watched = config.callbacks.evaluate_tasks
     rows = select(watched) if watched else ()
     return TasksInTurn(root, rows, profile=PROFILES["trained"], max_queries=config.evaluation.validation_queries)

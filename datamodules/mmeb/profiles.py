@@ -1,8 +1,8 @@
 """How the tasks are shown to a model; a score is worth comparing only with scores of the same profile.
 
 The instructions of the video and page tasks are not in the files of MMEB-V2 but in the programs that evaluate it. Ours (``tasks.tsv``) are short
-and of our own wording. Published scores used the wording of VLM2Vec's or Qwen's evaluation code: to compare with them, give it through
-``instructions`` of `datamodules.mmeb.suite.open_task`.
+and of our own wording. Published scores used the wording of VLM2Vec's or Qwen's evaluation code: to compare with them, give it in a file,
+``evaluation.instructions`` (see `datamodules.mmeb.instructions`).
 """
 
 from __future__ import annotations

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamodules.mixing import did_you_mean
 from datamodules.mmeb.files import Reading, read_task
+from datamodules.mmeb.instructions import check_instructions
 from datamodules.mmeb.profiles import PROFILES, Profile
 from datamodules.mmeb.reading import Problem
-from datamodules.mmeb.table import TABLE, TaskRow
-from twn_lightning.errors import ConfigError, DataError
+from datamodules.mmeb.table import TaskRow
+from twn_lightning.errors import DataError
 from twn_lightning.evaluation.task import RetrievalTask
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def open_task(
         ConfigError: ``instructions`` names something that no task has.
         DataError: A file or a medium is missing, or a row is faulty; names the first ones and the command that lists all.
     """
-    _check_instructions(instructions or {})
+    check_instructions(instructions or {})
     reading = read_task(Path(root), row, profile=profile, instructions=instructions or {}, max_queries=max_queries, with_digest=False)
     if reading.problems:
         first = "\n".join(f"  {problem}" for problem in reading.problems[:_PROBLEMS_SHOWN])
@@ -203,10 +203,3 @@ def _notes(reading: Reading) -> tuple[str, ...]:
     if reading.repo != task.repo:
         notes.append(f"the files are those before the correction ({reading.repo}): download {task.repo} to compare with scores on the corrected ones")
     return tuple(notes)
-
-
-def _check_instructions(instructions: Mapping[str, str]) -> None:
-    known = [*TABLE, *(f"{name}/candidate" for name in TABLE), "MomentSeeker/image", "MomentSeeker/video"]
-    for name in instructions:
-        if name not in known:
-            raise ConfigError(f"instructions names {name!r}, which no task of MMEB-V2 has. {did_you_mean(name, tuple(known))}")

@@ -10,18 +10,24 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from datamodules.mmeb.table import TABLE
 from experiments import evaluate
 from experiments.build import build_tasks
 from experiments.command_line import add_settings, new_parser
+from experiments.evaluate_model import Subject, open_writer
 from experiments.evaluate_suite import WHOLES, profile_changes
 from experiments.results import report_metrics
 from experiments.runs import CONFIGS
+from tests.support import vllm_stand_in
 from tests.support.mmeb_tree import make_tree
+from tests.support.ranks import run_ranks
 from twn_lightning.checkpoints import save_bundle
 from twn_lightning.configs.load import load_config
 from twn_lightning.configs.run import RunConfig
+from twn_lightning.distributed import join_process_group
 from twn_lightning.errors import CheckpointError, ConfigError, DataError
 from twn_lightning.evaluation.report import Report
 from twn_lightning.models.dual_lora import DualLoRAModel
@@ -148,6 +154,117 @@ def test_what_is_there_is_evaluated_without_what_is_missing(tree: Path, bundle: 
     assert report.groups()[-1].label == "All-76, incomplete (1 of 76)"
     with pytest.raises(DataError, match="cannot be evaluated"):
         evaluate.main(given(tree, "--bundle", str(bundle), "--skip-missing", tasks="FashionIQ"))
+
+
+def test_a_picture_that_proves_broken_stops_the_evaluation_or_counts_as_not_found_and_no_old_prediction_stays(
+    tree: Path, bundle: Path, given: Callable[..., list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    next(path for path in tree.rglob("FashionIQ/query_0002.jpg")).write_bytes(b"no picture")
+    arguments = given(tree, "--bundle", str(bundle), "evaluation.modes=[never,always]", tasks="FashionIQ,VisRAG_ChartQA")
+    with pytest.raises(DataError, match=r"Task FashionIQ: .*query_0002\.jpg: this image cannot be read.* With --skip-missing, .* as not found"):
+        evaluate.main(arguments)
+    evaluate.main([*arguments, "--skip-missing"])
+    report = read_report(tmp_path)
+    assert [row.label for row in report.rows] == ["FashionIQ, incomplete (1 query unreadable)", "VisRAG_ChartQA"]
+    assert report.provenance["unreadable in FashionIQ"].startswith("1 query unreadable, the first: ")
+    assert any("FashionIQ, query 2: " in message and "query_0002.jpg" in message for message in caplog.messages)
+    assert report.groups()[-1].label == "All-76, incomplete (1 of 76, 1 in part)"
+    assert {"test/incomplete/IMG_RET/never", "test/incomplete/All-78/always", "test/incomplete/FashionIQ/never"} <= set(report_metrics(report))
+    folder = newest(tmp_path / "bundle-mine" / "evaluation") / "predictions"
+    score = json.loads((folder / "FashionIQ_score.json").read_text(encoding="utf-8"))
+    assert list(score["unreadable"]["queries"]) == ["2"]
+    assert score["num_data"] == 3
+    assert score["hit@1"] == pytest.approx(report.rows[0].scores["never"] / 100)
+    lines = [json.loads(line) for line in (folder / "FashionIQ_pred.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [bool(line["prediction"]) for line in lines] == [True, True, False]
+    for path in tree.rglob("FashionIQ/query_*.jpg"):
+        path.write_bytes(b"no picture")
+    evaluate.main([*arguments, "--skip-missing"])
+    report = read_report(tmp_path)
+    assert [row.name for row in report.rows] == ["VisRAG_ChartQA"]
+    assert "none of its queries can be opened" in report.provenance["missing FashionIQ"]
+    assert {path.name for path in folder.iterdir()} == {"VisRAG_ChartQA_pred.jsonl", "VisRAG_ChartQA_score.json"}
+    assert f"removed 4 files of an earlier evaluation from {folder}" in caplog.messages
+    with pytest.raises(DataError, match="None of the tasks could be evaluated"):
+        evaluate.main(given(tree, "--bundle", str(bundle), "--skip-missing", "evaluation.modes=[never]", tasks="FashionIQ"))
+
+
+def test_instructions_come_from_a_file_that_the_report_names(
+    small_tree: Path, bundle: Path, given: Callable[..., list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    wording = tmp_path / "upstream.yaml"
+
+    def run(*more: str) -> Report:
+        evaluate.main(given(small_tree, "--bundle", str(bundle), "evaluation.modes=[never]", *more, tasks="MSVD"))
+        return read_report(tmp_path)
+
+    assert "instructions" not in run().provenance
+    assert caplog.messages[-1].startswith("vectors: 0 read, 6 encoded")
+    wording.write_text("MSVD: {query: 'Find a video of this.', candidate: 'What is seen here?'}\n", encoding="utf-8")
+    report = run(f"evaluation.instructions={wording}")
+    assert report.provenance["instructions"].startswith(f"{wording} (1 of 78 tasks, ")
+    assert caplog.messages[-1].startswith("vectors: 0 read, 6 encoded")  # other prompts, so other vectors
+    folders = [path.name for path in (tmp_path / "bundle-mine" / "evaluation").glob("both_mmeb_v2*")]
+    assert sorted(name.split("-")[0] for name in folders) == ["both_mmeb_v2_trained_MSVD_6_queries", "both_mmeb_v2_trained_upstream"]
+    wording.write_text("MSVD: Another wording.\n", encoding="utf-8")
+    run(f"evaluation.instructions={wording}")
+    assert caplog.messages[-1].startswith("vectors: 3 read, 3 encoded")  # candidates are worded as at first
+    assert len(list((tmp_path / "bundle-mine" / "evaluation").glob("both_mmeb_v2*"))) == 3
+    wording.write_text("MSDV: Another wording.\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="upstream.yaml, MSDV: MMEB-V2 has no such task. Did you mean 'MSVD'"):
+        run(f"evaluation.instructions={wording}")
+    mini = load_config("mini", folder=CONFIGS, profile="cpu", overrides=[f"evaluation.instructions={wording}"])
+    with pytest.raises(ConfigError, match="a file for the tasks of MMEB-V2, but data.suite is mini"):
+        profile_changes(mini)
+
+
+def test_vectors_in_the_precision_of_the_run_have_a_key_of_their_own(
+    small_tree: Path, bundle: Path, given: Callable[..., list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    found = {}
+    for precision in ("32-true", "bf16-mixed"):
+        evaluate.main(
+            given(small_tree, "--bundle", str(bundle), "evaluation.modes=[never]", f"trainer.precision={precision}", tasks="VisRAG_ChartQA")
+        )
+        assert caplog.messages[-1].startswith("vectors: 0 read")
+        assert read_report(tmp_path).provenance["precision"] == precision
+    for path in (tmp_path / "bundle-mine" / "evaluation" / "cache").glob("*/made_by.json"):
+        vectors = [load_file(file)["discriminative"] for file in sorted(path.parent.rglob("*.safetensors"))]
+        found[json.loads(path.read_text(encoding="utf-8"))["autocast"]] = torch.cat(vectors)
+    assert set(found) == {"None", "torch.bfloat16"}
+    assert 1e-4 < float((found["None"] - found["torch.bfloat16"]).abs().max()) < 0.2
+
+
+def test_thoughts_by_vllm_give_the_report_of_the_models_own(
+    small_tree: Path, bundle: Path, given: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["--bundle", str(bundle), "evaluation.modes=[never,always,auto]", "backbone.video_timestamps=true"]
+    evaluate.main(given(small_tree, *settings, tasks="OK-VQA,MSVD"))
+    own = read_report(tmp_path)
+    with pytest.raises(ConfigError, match="needs the package vllm"):
+        evaluate.main(given(small_tree, *settings, "evaluation.thought_writer=vllm", tasks="OK-VQA,MSVD"))
+    engine = vllm_stand_in.install(monkeypatch)
+    evaluate.main(given(small_tree, *settings, "evaluation.thought_writer=vllm", "evaluation.vllm_memory=0.6", tasks="OK-VQA,MSVD"))
+    report = read_report(tmp_path)
+    assert [engine.settings["gpu_memory_utilization"] for engine in engine.started] == [0.6]
+    assert [row.scores for row in report.rows] == [row.scores for row in own.rows]
+    assert [row.tokens_per_query for row in report.rows] == [row.tokens_per_query for row in own.rows]
+    assert (own.provenance["thoughts"], report.provenance["thoughts"]) == ("own", f"vllm {vllm_stand_in.SIGNATURES['vllm']}, 1 devices")
+    caches = [json.loads(path.read_text()) for path in (tmp_path / "bundle-mine" / "evaluation" / "cache").glob("*/made_by.json")]
+    assert {cache["thoughts"] for cache in caches} == {own.provenance["thoughts"], report.provenance["thoughts"]}
+
+
+def ask_for_vllm_on_a_rank(model: DualLoRAModel, bundle: Path) -> None:
+    config = load_config("mini", folder=CONFIGS, profile="cpu", overrides=["evaluation.thought_writer=vllm"])
+    with join_process_group(use_gpu=False), pytest.raises(ConfigError, match="vllm and there are 2 processes, .* start one process"):
+        open_writer(config, model, Subject(bundle, bundle, "mine"))
+
+
+def test_several_processes_do_not_share_a_gpu_with_vllm(make_model: Callable[..., DualLoRAModel], bundle: Path) -> None:
+    run_ranks(ask_for_vllm_on_a_rank, make_model(), bundle)
 
 
 def test_a_bundle_without_its_settings_needs_a_backbone(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from twn_lightning.configs.checks import at_least, one_of
+from twn_lightning.configs.checks import above, at_least, between, one_of
 from twn_lightning.configs.model import BackboneConfig, DecodingConfig, ModelConfig
 from twn_lightning.configs.stages import StagesConfig
 from twn_lightning.errors import ConfigError
@@ -80,6 +80,15 @@ class EvaluationConfig:
     profile: Literal["trained", "vlm2vec", "qwen"] = "trained"
     """How the inputs of MMEB-V2 are shown. trained: as in training (settings of the backbone), the task's words on both sides; vlm2vec and qwen: the
     two ways in which published scores were made (datamodules/mmeb/profiles.py)."""
+    instructions: str = ""
+    """A YAML or JSON file with the instructions of MMEB-V2's tasks in place of ours, such as those with which published scores were made: task →
+    text, or task → {query: text, candidate: text}."""
+    thought_writer: Literal["own", "vllm"] = "own"
+    """Who writes the thoughts. own: the model itself; vllm: vLLM with the model's reasoning adapter, on a GPU, in an evaluation of one process."""
+    vllm_memory: float = 0.5
+    """With thought_writer=vllm: share of the GPU's memory that vLLM takes, 0 to 1; the rest is for the model that reads."""
+    vllm_devices: int = 1
+    """With thought_writer=vllm: GPUs over which vLLM spreads its weights; the first is the model's too."""
     batch_size: int = 128
     """Inputs a forward, at most."""
     max_batch_tokens: int | None = None
@@ -92,6 +101,9 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         one_of("evaluation.modes", self.modes, MODES)
         at_least("evaluation.batch_size", self.batch_size, 1, "a forward needs inputs")
+        above("evaluation.vllm_memory", self.vllm_memory, 0.0, "it is a share of the GPU's memory")
+        between("evaluation.vllm_memory", self.vllm_memory, 0.0, 1.0, "it is a share of the GPU's memory")
+        at_least("evaluation.vllm_devices", self.vllm_devices, 1, "it counts GPUs")
         if self.max_batch_tokens is not None:
             at_least("evaluation.max_batch_tokens", self.max_batch_tokens, 1, "a forward needs tokens")
         at_least("evaluation.validation_queries", self.validation_queries, 1, "validation needs queries")
@@ -110,7 +122,7 @@ class TrainerConfig:
     strategy: str = "auto"
     """Lightning's strategy: auto, ddp, deepspeed_stage_2, deepspeed_stage_3, …"""
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"
-    """Arithmetic of the forward; losses are float32 in any case."""
+    """Arithmetic of the forward, in training, labelling and evaluation; losses and scores are float32 in any case."""
     accumulate: int = 1
     """Batches an optimiser step (each is contrasted in itself)."""
     max_prefill_tokens: int | None = None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from twn_lightning.batches import ImageSource, Inputs, Item
-from twn_lightning.distributed import rank, world_size
+from twn_lightning.distributed import gather_objects, rank, world_size
 from twn_lightning.errors import DataError
 from twn_lightning.evaluation.encode_batches import prompt_batches
 from twn_lightning.evaluation.encoded import EncodedItems, ThinkMode, joined_rows, nothing_encoded
@@ -22,17 +22,22 @@ from twn_lightning.evaluation.shards import dealt, gathered, own_windows
 from twn_lightning.evaluation.store import Shelf, VectorStore
 from twn_lightning.evaluation.store_digests import item_digest
 from twn_lightning.models.outputs import Decoding
+from twn_lightning.models.thought_writers import ThoughtWriter
 
 if TYPE_CHECKING:
     from twn_lightning.models.dual_lora import DualLoRAModel
 
-__all__ = ["EncodedItems", "KnownItems", "ProgressCallback", "ThinkMode", "encode_items", "evaluating"]
+__all__ = ["AUTOCAST", "EncodedItems", "KnownItems", "ProgressCallback", "ThinkMode", "autocasting", "encode_items", "evaluating"]
 
 ProgressCallback: TypeAlias = Callable[[int, int], None]
 """Called with how many items are done and how many there are, after every batch."""
 
 KnownItems: TypeAlias = dict[tuple[ThinkMode, bytes], tuple[EncodedItems, int]]
 """Think mode and content of an item → the batch it was encoded in, and its row there."""
+
+AUTOCAST: Mapping[str, torch.dtype | None] = {"32-true": None, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
+"""Lightning's name of a precision → the type in which the matrix products of a pass run, None for that of the weights. Adapters, which are loaded
+in float32, so run in 16 bits as they did while they were trained."""
 
 
 def encode_items(  # noqa: PLR0913 -- every argument but three has a default
@@ -49,6 +54,9 @@ def encode_items(  # noqa: PLR0913 -- every argument but three has a default
     store: VectorStore | None = None,
     over_ranks: bool = False,
     keep_states: bool = False,
+    autocast: torch.dtype | None = None,
+    writer: ThoughtWriter | None = None,
+    unreadable: dict[int, str] | None = None,
     progress: ProgressCallback | None = None,
 ) -> EncodedItems:
     """Encodes items in batches of similar length; one prefill serves the discriminative vector, the gate and the thought.
@@ -70,10 +78,13 @@ def encode_items(  # noqa: PLR0913 -- every argument but three has a default
         over_ranks: Shares the batches out among the ranks, all of which must call this with equal arguments; each gets all rows. False: this
             process encodes everything.
         keep_states: Keep what the gate read; with ``known``, in every pass or in none. Not with a store or over ranks.
+        autocast: Type of the matrix products, see `AUTOCAST`; None: that of the weights.
+        writer: Of the thoughts; the model itself by default.
+        unreadable: Gets the numbers of items that cannot be opened, and why; their rows are zero. None: the first of them is an error.
         progress: Told after each batch.
 
     Raises:
-        DataError: There is no item, or one cannot be opened.
+        DataError: There is no item, or one cannot be opened and ``unreadable`` is None.
     """
     if not items:
         raise DataError("There is nothing to encode: the list of items is empty.")
@@ -82,16 +93,18 @@ def encode_items(  # noqa: PLR0913 -- every argument but three has a default
     decoding = decoding or Decoding()
     device = torch.device(device if device is not None else model.device)
     known = {} if known is None else known
-    names = _names(items, by_content=store is not None, over_ranks=over_ranks)
-    keys = [(think, digest) for digest, _ in names]
+    names = _names(items, by_content=store is not None, over_ranks=over_ranks, may_fail=unreadable is not None)
+    faults: dict[tuple[ThinkMode, bytes], str] = {(think, name.digest): name.fault for name in names if name.fault}
+    keys = [(think, name.digest) for name in names]
     new: dict[tuple[ThinkMode, bytes], int] = {}
     for number, key in enumerate(keys):
-        if key not in known:
+        if key not in known and key not in faults:
             new.setdefault(key, number)
-    order = sorted(new, key=lambda key: names[new[key]][1], reverse=True)
+    order = sorted(new, key=lambda key: names[new[key]].length, reverse=True)
     windows = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     shelf = None if store is None else store.shelf(think, decoding)
-    work = _Pass(model, think, decoding, device, generator, max_batch_tokens, keep_states)
+    found = faults if unreadable is not None else None
+    work = _Pass(model, think, decoding, device, generator, max_batch_tokens, keep_states, autocast, writer, found)
     own: KnownItems = {}
     own_numbers = own_windows(len(windows), over_ranks=over_ranks)
     with evaluating(model):
@@ -100,13 +113,21 @@ def encode_items(  # noqa: PLR0913 -- every argument but three has a default
             if progress is not None:
                 progress(len(items) - max(0, len(order) - (number + 1) * batch_size), len(items))
     if over_ranks and world_size() > 1 and windows:
+        for share in gather_objects(faults):
+            faults |= share
+        windows = [[key for key in window if key not in faults] for window in windows]
         rows = _stacked([own[key] for number in own_numbers for key in windows[number]], think, width=model.hidden_size)
         everything = gathered(rows, [len(window) for window in windows], device=device)
-        own = {key: (everything, row) for row, key in enumerate(order)}
+        own = {key: (everything, row) for row, key in enumerate(key for window in windows for key in window)}
     known |= own
-    places = [known[key] for key in keys]
-    seconds = sum(part.seconds / len(part) for part, _ in dict(zip(keys, places, strict=True)).values())
-    return dataclasses.replace(_stacked(places, think, width=model.hidden_size, keep_states=keep_states), seconds=seconds)
+    readable = [number for number, key in enumerate(keys) if key not in faults]
+    places = [known[keys[number]] for number in readable]
+    seconds = sum(part.seconds / len(part) for part, _ in {keys[number]: known[keys[number]] for number in readable}.values())
+    rows = dataclasses.replace(_stacked(places, think, width=model.hidden_size, keep_states=keep_states), seconds=seconds)
+    if unreadable is None or not faults:
+        return rows
+    unreadable.update({number: faults[key] for number, key in enumerate(keys) if key in faults})
+    return _spread(rows, readable, num_rows=len(items))
 
 
 @contextmanager
@@ -122,9 +143,33 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def autocasting(device: torch.device | str, autocast: torch.dtype | None) -> AbstractContextManager[object]:
+    """Runs matrix products on a device in a type; None: in that of the weights."""
+    return nullcontext() if autocast is None else torch.autocast(torch.device(device).type, dtype=autocast)
+
+
+@dataclass(frozen=True)
+class _Name:
+    """What tells an item apart, and what makes its prompt long.
+
+    Attributes:
+        digest: Of its content or its path; of an item that cannot be opened, of its number.
+        length: See `_length`.
+        fault: Why it cannot be opened; empty if it can.
+    """
+
+    digest: bytes
+    length: tuple[bool, int, int, int] = (False, 0, 0, 0)
+    fault: str = ""
+
+
 @dataclass(frozen=True)
 class _Pass:
-    """What is the same for all batches of a pass; see `encode_items`."""
+    """What is the same for all batches of a pass; see `encode_items`.
+
+    Attributes:
+        faults: Gets what cannot be opened; None where that is an error.
+    """
 
     model: DualLoRAModel
     think: ThinkMode
@@ -133,15 +178,23 @@ class _Pass:
     generator: torch.Generator | None
     max_batch_tokens: int | None
     keep_states: bool
+    autocast: torch.dtype | None
+    writer: ThoughtWriter | None
+    faults: dict[tuple[ThinkMode, bytes], str] | None
 
 
-def _names(items: Sequence[Item], *, by_content: bool, over_ranks: bool) -> list[tuple[bytes, tuple[bool, int, int, int]]]:
-    """Digest and length of each item; each rank looks at its share of them."""
+def _names(items: Sequence[Item], *, by_content: bool, over_ranks: bool, may_fail: bool) -> list[_Name]:
+    """A name of each item; each rank looks at its share of them."""
     first, step = (rank(), world_size()) if over_ranks else (0, 1)
     own = []
     for number in range(first, len(items), step):
-        item = items[number]  # may be opened here, and is let go
-        own.append((item_digest(item, by_content=by_content), _length(item)))
+        try:
+            item = items[number]  # may be opened here, and is let go
+            own.append(_Name(item_digest(item, by_content=by_content), _length(item)))
+        except DataError as error:
+            if not may_fail:
+                raise
+            own.append(_Name(f"unreadable {number}".encode(), fault=str(error)))
     return dealt(own, num_values=len(items), over_ranks=over_ranks)
 
 
@@ -160,28 +213,46 @@ def _encode_window(
     found = {} if shelf is None else shelf.take([digest for _, digest in keys])
     rows: KnownItems = {key: found[key[1]] for key in keys if key[1] in found}
     missing = [(key, number) for key, number in zip(keys, numbers, strict=True) if key not in rows]
-    if missing:
-        digests = [digest for (_, digest), _ in missing]
-        part = _encode(work, (items[number] for _, number in missing), digests)
+    try:
+        part = _encode(work, items, missing)
+    except DataError:
+        if work.faults is None:
+            raise
+        missing = [(key, number) for key, number in missing if _is_readable(work, work.faults, key, items, number)]
+        part = _encode(work, items, missing)
+    if part is not None:
         if shelf is not None:
-            shelf.put(digests, part)
+            shelf.put([digest for (_, digest), _ in missing], part)
         rows |= {key: (part, row) for row, (key, _) in enumerate(missing)}
     return rows
 
 
-def _encode(work: _Pass, items: Iterable[Item], digests: Sequence[bytes]) -> EncodedItems:
+def _is_readable(work: _Pass, faults: dict[tuple[ThinkMode, bytes], str], key: tuple[ThinkMode, bytes], items: Sequence[Item], number: int) -> bool:
+    """Whether a prompt can be made of an item; else why not is noted."""
+    try:
+        work.model.processor.inputs([items[number]])
+    except DataError as error:
+        faults[key] = str(error)
+    return key not in faults
+
+
+def _encode(work: _Pass, items: Sequence[Item], chosen: Sequence[tuple[tuple[ThinkMode, bytes], int]]) -> EncodedItems | None:
+    """The rows of some items, given by key and number; None for none."""
+    if not chosen:
+        return None
     started = time.perf_counter()
     generator = work.generator
     if generator is None and work.decoding.temperature > 0.0:
-        seed = hashlib.blake2b(b"".join(digests), digest_size=7).digest()
+        seed = hashlib.blake2b(b"".join(digest for (_, digest), _ in chosen), digest_size=7).digest()
         generator = torch.Generator(work.device).manual_seed(int.from_bytes(seed, "big"))
-    batches = prompt_batches(work.model.processor, items, max_tokens=work.max_batch_tokens)
+    batches = prompt_batches(work.model.processor, (items[number] for _, number in chosen), max_tokens=work.max_batch_tokens)
     rows = joined_rows([_encode_batch(work, batch.to(work.device), generator) for batch in batches])
     return dataclasses.replace(rows, seconds=time.perf_counter() - started)
 
 
 def _encode_batch(work: _Pass, inputs: Inputs, generator: torch.Generator | None) -> EncodedItems:
-    encoded = work.model.encode(inputs, think=work.think, decoding=work.decoding, generator=generator)
+    with autocasting(work.device, work.autocast):
+        encoded = work.model.encode(inputs, think=work.think, decoding=work.decoding, generator=generator, writer=work.writer)
     thinks = encoded.thinks.cpu()
     texts = [""] * len(inputs)
     if encoded.thoughts is not None:
@@ -213,6 +284,16 @@ def _stacked(places: Sequence[tuple[EncodedItems, int]], think: ThinkMode, *, wi
         thought=torch.stack([part.thought[row] for part, row in places]),
         state=torch.stack([part.state[row] for part, row in places if part.state is not None]) if keep_states else None,
     )
+
+
+def _spread(rows: EncodedItems, places: Sequence[int], *, num_rows: int) -> EncodedItems:
+    """Rows at their places among so many; the others are zero."""
+    thoughts = [""] * num_rows
+    for place, thought in zip(places, rows.thoughts, strict=True):
+        thoughts[place] = thought
+    index = torch.tensor(places, dtype=torch.long)
+    spread = {name: tensor.new_zeros(num_rows, *tensor.shape[1:]).index_copy(0, index, tensor) for name, tensor in rows.tensors().items()}
+    return dataclasses.replace(rows, **spread, thoughts=tuple(thoughts))  # type: ignore[arg-type]
 
 
 def _length(item: Item) -> tuple[bool, int, int, int]:

@@ -11,11 +11,13 @@ import torch
 from twn_lightning.batches import Item
 from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.encode import EncodedItems, KnownItems, ProgressCallback, ThinkMode, encode_items
-from twn_lightning.evaluation.rank import TaskRanking, rank_each
+from twn_lightning.evaluation.rank import TaskRanking
 from twn_lightning.evaluation.routing import Routing, route, routed_values
 from twn_lightning.evaluation.store import VectorStore
 from twn_lightning.evaluation.task import RetrievalTask
+from twn_lightning.evaluation.unreadable import Unreadable, rank_readable
 from twn_lightning.models.outputs import Decoding
+from twn_lightning.models.thought_writers import ThoughtWriter
 
 if TYPE_CHECKING:
     from twn_lightning.models.dual_lora import DualLoRAModel
@@ -64,12 +66,13 @@ class TaskResult:
 
     Attributes:
         name: Of the task, like the next five.
-        num_queries: How many there were.
-        num_candidates: How many were encoded.
+        num_queries: How many there are, unreadable ones too.
+        num_candidates: How many there are, unreadable ones too.
         think_sides: Which sides were allowed to think.
         threshold: What ``auto`` compared the gate's probability with.
         seconds: Wall-clock time of the one encoding pass that serves all modes; of candidates shared with an earlier task, as it took then.
         modes: Mode → figures.
+        unreadable: What could not be opened, if that was no error.
     """
 
     name: str
@@ -84,6 +87,7 @@ class TaskResult:
     threshold: float
     seconds: float
     modes: dict[Mode, ModeResult]
+    unreadable: Unreadable = field(default_factory=Unreadable)
 
     def think_rate(self, mode: Mode) -> float:
         """Share of the inputs on the sides that may think which think, 0 to 1."""
@@ -124,6 +128,9 @@ def evaluate_task(  # noqa: PLR0913 -- the public front door; every argument has
     known: KnownItems | None = None,
     store: VectorStore | None = None,
     over_ranks: bool = False,
+    autocast: torch.dtype | None = None,
+    writer: ThoughtWriter | None = None,
+    skip_unreadable: bool = False,
     progress: ProgressCallback | None = None,
 ) -> TaskResult:
     """Encodes a task once and scores every mode asked for.
@@ -142,10 +149,14 @@ def evaluate_task(  # noqa: PLR0913 -- the public front door; every argument has
         known: Candidates of tasks evaluated before with this model and decoding, which share some; see `encode_items`.
         store: Vectors of this model on disk; see `encode_items`.
         over_ranks: Shares the encoding out among the ranks; each scores for itself, to the same result.
+        autocast: Type of the matrix products; see `encode_items`.
+        writer: Of the thoughts; the model itself by default.
+        skip_unreadable: A query or candidate that cannot be opened is left out of the encoding and counts as `Unreadable` says.
         progress: Told after each batch, over queries and candidates together.
 
     Raises:
         ConfigError: A mode or side is unknown, or the threshold is no probability.
+        DataError: A query or candidate cannot be opened; with ``skip_unreadable``, no query can.
         TwnError: A score is NaN or infinite.
     """
     _check(modes, think_sides, threshold)
@@ -154,6 +165,7 @@ def evaluate_task(  # noqa: PLR0913 -- the public front door; every argument has
     items: dict[str, Sequence[Item]] = {"query": task.query_items, "candidate": task.candidate_items}
     total = len(items["query"]) + len(items["candidate"])
     encoded: dict[str, EncodedItems] = {}
+    faults: dict[str, dict[int, str]] = {side: {} for side in items}
     for side, side_items in items.items():
         done = sum(len(part) for part in encoded.values())
         encoded[side] = encode_items(
@@ -167,6 +179,9 @@ def evaluate_task(  # noqa: PLR0913 -- the public front door; every argument has
             known=known if side == "candidate" else None,
             store=store,
             over_ranks=over_ranks,
+            autocast=autocast,
+            writer=writer,
+            unreadable=faults[side] if skip_unreadable else None,
             progress=_shifted(progress, done, total),
         )
     return evaluate_encoded(
@@ -176,6 +191,7 @@ def evaluate_task(  # noqa: PLR0913 -- the public front door; every argument has
         modes=modes,
         think_sides=think_sides,
         threshold=gate_threshold if threshold is None else threshold,
+        unreadable=_by_key(task, faults["query"], faults["candidate"]),
     )
 
 
@@ -187,6 +203,7 @@ def evaluate_encoded(
     modes: Sequence[Mode] = MODES,
     think_sides: ThinkSides = "both",
     threshold: float,
+    unreadable: Unreadable | None = None,
 ) -> TaskResult:
     """Scores every mode from vectors that are already there.
 
@@ -197,6 +214,7 @@ def evaluate_encoded(
         modes: Which figures to compute.
         think_sides: Other sides use their discriminative vectors.
         threshold: For ``auto``, 0 to 1.
+        unreadable: Whose rows hold nothing.
 
     Raises:
         ConfigError: A mode or side is unknown, or the threshold is no probability.
@@ -205,7 +223,8 @@ def evaluate_encoded(
     _check(modes, think_sides, threshold)
     needed: list[ThinkMode] = [mode for mode in _THINKING if mode in modes or (mode != "auto" and "oracle" in modes)]
     routings = [route(queries, candidates, mode=mode, think_sides=think_sides, threshold=threshold) for mode in needed]
-    ranked = rank_each(task, [(queries.vectors(routing.queries), candidates.vectors(routing.candidates)) for routing in routings])
+    unreadable = unreadable or Unreadable()
+    ranked = rank_readable(task, unreadable, [(queries.vectors(routing.queries), candidates.vectors(routing.candidates)) for routing in routings])
     results: dict[Mode, ModeResult] = {
         mode: _mode_result(each, queries, candidates, routing) for mode, each, routing in zip(needed, ranked, routings, strict=True)
     }
@@ -224,6 +243,7 @@ def evaluate_encoded(
         threshold=threshold,
         seconds=queries.seconds + candidates.seconds,
         modes={mode: results[mode] for mode in MODES if mode in modes},
+        unreadable=unreadable,
     )
 
 
@@ -260,6 +280,13 @@ def _needed_thoughts(modes: Sequence[Mode], *, threshold_is_own: bool) -> ThinkM
     if threshold_is_own and "always" not in modes and "oracle" not in modes:
         return "auto"
     return "always"
+
+
+def _by_key(task: RetrievalTask, queries: dict[int, str], candidates: dict[int, str]) -> Unreadable:
+    if not queries and not candidates:
+        return Unreadable()
+    keys = list(task.candidates)
+    return Unreadable({task.queries[number].key: why for number, why in queries.items()}, {keys[number]: why for number, why in candidates.items()})
 
 
 def _shifted(progress: ProgressCallback | None, offset: int, total: int) -> ProgressCallback | None:

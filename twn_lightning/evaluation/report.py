@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass, field
 
 from twn_lightning.errors import DataError
 from twn_lightning.evaluation.evaluate import MODES, TaskResult
+from twn_lightning.evaluation.unreadable import unreadable_words
+
+_COLUMNS = ("kind", "metric", "queries", "candidates", *MODES, "think rate", "tokens/query", "ties %", "seconds")
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,10 @@ class ReportRow:
         modality: Empty for groups.
         subgroup: Empty for groups.
         metric: Headline metric; for a group that of its tasks, ``mixed`` if they differ.
-        num_queries: Of the task; the group's sum.
+        num_queries: Of the task, unreadable ones too; the group's sum, like the next three.
+        num_candidates: Each once; 0 in reports of earlier versions.
+        num_unreadable_queries: Those that could not be opened, and count 0 points.
+        num_unreadable_candidates: Those that could not be opened, and are found by nobody.
         scores: Mode → 0 to 100.
         think_rate: Mode → share of inputs that think, 0 to 1.
         tokens_per_query: Mode → reasoning tokens of queries and candidates divided by the number of queries.
@@ -53,6 +59,21 @@ class ReportRow:
     tie_rate: float
     seconds: float
     revision: str = ""
+    num_candidates: int = 0
+    num_unreadable_queries: int = 0
+    num_unreadable_candidates: int = 0
+
+    @property
+    def label(self) -> str:
+        """The name; a task of which something could not be opened says so."""
+        if self.is_whole:
+            return self.name
+        return f"{self.name}, incomplete ({unreadable_words(self.num_unreadable_queries, self.num_unreadable_candidates)})"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every query and every candidate could be opened."""
+        return not (self.num_unreadable_queries or self.num_unreadable_candidates)
 
 
 @dataclass(frozen=True)
@@ -63,23 +84,26 @@ class GroupRow:
         row: The plain mean of each figure.
         num_tasks: How many tasks there are.
         num_expected: How many there should be.
+        num_partial: How many of those that are there hold something unreadable.
     """
 
     row: ReportRow
     num_tasks: int
     num_expected: int
+    num_partial: int = 0
 
     @property
     def label(self) -> str:
         """The group's name; a mean that lacks tasks says so."""
         if not self.is_complete:
-            return f"{self.row.name}, incomplete ({self.num_tasks} of {self.num_expected})"
+            partly = f", {self.num_partial} in part" if self.num_partial else ""
+            return f"{self.row.name}, incomplete ({self.num_tasks - self.num_partial} of {self.num_expected}{partly})"
         return f"{self.row.name} (mean of {self.num_tasks})"
 
     @property
     def is_complete(self) -> bool:
-        """Whether every task it is the mean of is there."""
-        return self.num_tasks >= self.num_expected
+        """Whether every task it is the mean of is there, with all its queries and candidates."""
+        return self.num_tasks >= self.num_expected and not self.num_partial
 
 
 @dataclass(frozen=True)
@@ -144,7 +168,8 @@ class Report:
         for name, tasks in members:
             rows = [row for row in self.rows if row.name in set(tasks)]
             if rows:
-                groups.append(GroupRow(row=_mean_row(name, rows), num_tasks=len(rows), num_expected=len(tasks)))
+                num_partial = sum(1 for row in rows if not row.is_whole)
+                groups.append(GroupRow(row=_mean_row(name, rows), num_tasks=len(rows), num_expected=len(tasks), num_partial=num_partial))
         return groups
 
     def _labels(self) -> list[TaskLabel]:
@@ -166,9 +191,10 @@ class Report:
     def markdown(self) -> str:
         """A table of tasks, then one of groups; tokens per query are those of auto, and in brackets of always."""
         has_revisions = any(row.revision for row in self.rows)
-        head = "| {} | kind | metric | never | always | auto | oracle | think rate | tokens/query | ties % | seconds |" + " data |" * has_revisions
-        rule = "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|" + "---|" * has_revisions
-        lines = [head.format("task"), rule, *(_line(row, row.name, has_revisions) for row in self.rows)]
+        columns = [*(f" {name} |" for name in _COLUMNS), *([" data |"] if has_revisions else [])]
+        head = "| {} |" + "".join(columns)
+        rule = "|---|---|---|" + "---:|" * (len(_COLUMNS) - 2) + "---|" * has_revisions
+        lines = [head.format("task"), rule, *(_line(row, row.label, has_revisions) for row in self.rows)]
         groups = self.groups()
         if groups:
             lines += ["", head.format("group"), rule, *(_line(group.row, group.label, has_revisions) for group in groups)]
@@ -176,6 +202,8 @@ class Report:
         if missing:
             lines += ["", f"Missing: {', '.join(missing)}."]
         lines += ["", "Scores 0 to 100, ties against us. Think rate: auto. Tokens/query: reasoning tokens of both sides under auto (under always)."]
+        if not all(row.is_whole for row in self.rows):
+            lines += ["Unreadable queries count 0 points, unreadable candidates are found by nobody; means that hold such a task are incomplete."]
         lines += ["Data: digest of what the figures are from."] if has_revisions else []
         lines += [f"* {name}: {value}" for name, value in self.provenance.items()]
         return "\n".join(lines) + "\n"
@@ -222,6 +250,9 @@ def _row(result: TaskResult, revision: str) -> ReportRow:
         tie_rate=max(figures.tie_rate for figures in result.modes.values()),
         seconds=result.seconds,
         revision=revision,
+        num_candidates=result.num_candidates,
+        num_unreadable_queries=len(result.unreadable.queries),
+        num_unreadable_candidates=len(result.unreadable.candidates),
     )
 
 
@@ -240,6 +271,9 @@ def _mean_row(name: str, rows: Sequence[ReportRow]) -> ReportRow:
         tie_rate=math.fsum(row.tie_rate for row in rows) / len(rows),
         seconds=math.fsum(row.seconds for row in rows),
         revision=_joined_revision(rows),
+        num_candidates=sum(row.num_candidates for row in rows),
+        num_unreadable_queries=sum(row.num_unreadable_queries for row in rows),
+        num_unreadable_candidates=sum(row.num_unreadable_candidates for row in rows),
     )
 
 
@@ -260,5 +294,6 @@ def _line(row: ReportRow, label: str, has_revisions: bool) -> str:
     think_rate = f"{row.think_rate['auto']:.2f}" if "auto" in row.think_rate else "–"
     tokens = [f"{row.tokens_per_query[mode]:.1f}" if mode in row.tokens_per_query else "–" for mode in ("auto", "always")]
     costs = [think_rate, f"{tokens[0]} ({tokens[1]})", f"{100 * row.tie_rate:.1f}", f"{row.seconds:.1f}"]
-    cells = [label, row.kind, row.metric, *scores, *costs, *([row.revision[:8]] if has_revisions else [])]
+    sizes = [f"{row.num_queries:,}", f"{row.num_candidates:,}" if row.num_candidates else "–"]
+    cells = [label, row.kind, row.metric, *sizes, *scores, *costs, *([row.revision[:8]] if has_revisions else [])]
     return "| " + " | ".join(cells) + " |"

@@ -40,13 +40,14 @@ def write_prediction_files(
         if keys:
             line["query"] = keys[number]
         lines.append(json.dumps(line, ensure_ascii=False))
-    score = {
+    score: dict[str, JsonValue] = {
         **chosen.metrics,
         result.metric.replace("ndcg", "ndcg_linear"): chosen.score / 100.0,
         "mode": mode,
         "tie_rate": chosen.tie_rate,
         "num_pred": len(chosen.top),
         "num_data": result.num_queries,
+        **({"unreadable": {"queries": result.unreadable.queries, "candidates": result.unreadable.candidates}} if result.unreadable else {}),
     }
     predictions, scores = folder / f"{result.name}_pred.jsonl", folder / f"{result.name}_score.json"
     try:
@@ -56,3 +57,24 @@ def write_prediction_files(
     except OSError as error:
         raise DataError(f"{folder} cannot be written ({error.strerror}): choose another folder.") from error
     return predictions, scores
+
+
+def remove_prediction_files(folder: Path) -> int:
+    """Removes the files of `write_prediction_files`, so that those of an earlier evaluation never lie among the next one's.
+
+    Args:
+        folder: Need not be there.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        DataError: One cannot be removed.
+    """
+    files = [file for pattern in ("*_pred.jsonl", "*_score.json") for file in folder.glob(pattern)]
+    try:
+        for file in files:
+            file.unlink()
+    except OSError as error:
+        raise DataError(f"{folder} holds predictions of an earlier evaluation that cannot be removed ({error.strerror}): remove it.") from error
+    return len(files)

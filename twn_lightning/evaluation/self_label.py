@@ -14,7 +14,7 @@ from torch import Tensor
 
 from twn_lightning.batches import Inputs, PairBatch
 from twn_lightning.errors import ConfigError, DataError, TwnError
-from twn_lightning.evaluation.encode import ProgressCallback, evaluating
+from twn_lightning.evaluation.encode import ProgressCallback, autocasting, evaluating
 from twn_lightning.losses.info_nce import false_negative_mask, positive_log_probs
 from twn_lightning.models.gate import threshold_within
 from twn_lightning.models.outputs import Decoding, Encoded
@@ -85,7 +85,7 @@ class ThresholdFit:
         return [asdict(point) for point in self.curve]
 
 
-def self_label(
+def self_label(  # noqa: PLR0913 -- every argument but two has a default
     model: DualLoRAModel,
     batches: Iterable[PairBatch],
     *,
@@ -94,6 +94,7 @@ def self_label(
     sides: LabelSides = "both",
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
+    autocast: torch.dtype | None = None,
     progress: ProgressCallback | None = None,
 ) -> GateExamples:
     """Lets the model think about each input and measures what that changed.
@@ -110,6 +111,7 @@ def self_label(
         sides: Which inputs become examples.
         device: The model's own by default.
         generator: For sampled decoding.
+        autocast: Type of the matrix products, see `AUTOCAST`; None: that of the weights. Gains are float32 in any case.
         progress: Told after each batch how many pairs are done; the total is -1 where the batches have no length.
 
     Raises:
@@ -121,7 +123,7 @@ def self_label(
     device = device if device is not None else next(model.parameters()).device
     parts: list[GateExamples] = []
     done = 0
-    with evaluating(model):
+    with evaluating(model), autocasting(device, autocast):
         for batch in batches:
             parts.extend(_label_batch(model, batch, decoding or Decoding(), temperature, sides, device=torch.device(device), generator=generator))
             done += len(batch)

@@ -14,7 +14,7 @@ from twn_lightning.batches import ImageSource, Item
 from twn_lightning.errors import DataError
 from twn_lightning.media import frame_files, load_image
 
-CODE = ("batches.py", "inputs.py", "media.py", "models", "engine", "evaluation/encode.py", "evaluation/encode_batches.py")
+CODE = ("batches.py", "inputs.py", "media.py", "models", "engine", "evaluation/encode.py", "evaluation/encode_batches.py", "integrations/vllm.py")
 """Files and folders of this package in which an item becomes a prompt and a prompt a vector."""
 PACKAGES = ("torch", "torchvision", "transformers", "peft", "pillow", "av")
 """Packages that compute them."""

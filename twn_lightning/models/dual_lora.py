@@ -29,13 +29,13 @@ from twn_lightning.models.adapters import (
 from twn_lightning.models.architecture import check_architecture
 from twn_lightning.models.backbones.base import Backbone, Processor, Prompt
 from twn_lightning.models.columns import appended, at_column, last_column, mean_over_words, text_columns
-from twn_lightning.models.encoding import encode_batch
 from twn_lightning.models.gate import GateReads, RoutingGate
 from twn_lightning.models.generation import banned_tokens, score_thoughts, write_thoughts
 from twn_lightning.models.outputs import Decoding, Embedding, Encoded, Rollout, Supervised
 from twn_lightning.models.pieces import joined, piece_of, rows_by_length
 from twn_lightning.models.prefix import Prefix, detached_cache, mapped_cache, shared_cache
 from twn_lightning.models.queries import QueryTable
+from twn_lightning.models.thought_writers import OwnWriter, ThoughtWriter, encode_batch
 
 Interface = Literal["kv", "reencode"]
 Part = Literal["reasoning", "embedding", "queries", "gate"]
@@ -356,7 +356,13 @@ class DualLoRAModel(nn.Module):
 
     @torch.no_grad()
     def encode(
-        self, inputs: Inputs, *, think: Literal["never", "always", "auto"], decoding: Decoding, generator: torch.Generator | None = None
+        self,
+        inputs: Inputs,
+        *,
+        think: Literal["never", "always", "auto"],
+        decoding: Decoding,
+        generator: torch.Generator | None = None,
+        writer: ThoughtWriter | None = None,
     ) -> Encoded:
         """Embeds a batch with or without reasoning; the prompts are read once for all of it.
 
@@ -365,8 +371,9 @@ class DualLoRAModel(nn.Module):
             think: "auto" lets the gate decide for each row.
             decoding: How chains of thought are written.
             generator: Of the sampling.
+            writer: Of the thoughts; the model itself by default.
         """
-        return encode_batch(self, inputs, think=think, decoding=decoding, generator=generator)
+        return encode_batch(self, inputs, think=think, decoding=decoding, generator=generator, writer=writer or OwnWriter(self))
 
     def _targets(self, spec: LoraSpec) -> str:
         return spec.target_modules[0] if spec.is_regex else self.backbone.lora_targets(spec.target_modules)

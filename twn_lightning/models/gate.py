@@ -133,7 +133,8 @@ class RoutingGate(nn.Module):
         parts = state.detach().float().reshape(len(state), -1, self.hidden_size)
         centred = functional.layer_norm(parts, (self.hidden_size,)).flatten(1)
         seen = functional.dropout(centred, self.dropout, self.training)
-        logit: Tensor = self.mlp(seen.to(next(self.mlp.parameters()).dtype)).squeeze(-1)
+        with torch.autocast(device_type=state.device.type, enabled=False):  # in 16 bits many inputs would have the same probability
+            logit: Tensor = self.mlp(seen.to(next(self.mlp.parameters()).dtype)).squeeze(-1)
         return logit.float()
 
     def probability(self, state: Tensor) -> Tensor:

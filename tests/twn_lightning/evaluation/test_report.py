@@ -15,7 +15,8 @@ from twn_lightning.errors import DataError
 from twn_lightning.evaluation import figures
 from twn_lightning.evaluation.evaluate import Mode, ModeResult, SweepPoint, TaskResult
 from twn_lightning.evaluation.report import Report, TaskLabel, task_labels
-from twn_lightning.evaluation.report_files import write_prediction_files
+from twn_lightning.evaluation.report_files import remove_prediction_files, write_prediction_files
+from twn_lightning.evaluation.unreadable import Unreadable
 from twn_lightning.metrics.gate import reliability_bins
 
 
@@ -114,22 +115,43 @@ def test_reports_of_earlier_versions_are_read() -> None:
     data = json.loads(Report.from_results(RESULTS).to_json())
     del data["wholes"]
     for row in data["rows"]:
-        del row["revision"]
-    assert Report.from_json(json.dumps(data)) == Report.from_results(RESULTS)
+        for name in ("revision", "num_candidates", "num_unreadable_queries", "num_unreadable_candidates"):
+            del row[name]
+    report, now = Report.from_json(json.dumps(data)), Report.from_results(RESULTS)
+    assert report == dataclasses.replace(now, rows=tuple(dataclasses.replace(row, num_candidates=0) for row in now.rows))
+    assert "| sums | composing | hit@1 | 2 | – |" in report.markdown()
 
 
 def test_a_mode_that_one_task_lacks_has_no_mean() -> None:
     modes: dict[Mode, ModeResult] = {"never": RESULTS[0].modes["never"]}
     report = Report.from_results([dataclasses.replace(RESULTS[0], modes=modes), RESULTS[1]])
     assert set(report.group("all").row.scores) == {"never"}
-    assert "| sums | composing | hit@1 | 20.0 | – | – | – | – | – (–) | 25.0 | 2.0 |" in report.markdown()
+    assert "| sums | composing | hit@1 | 2 | 4 | 20.0 | – | – | – | – | – (–) | 25.0 | 2.0 |" in report.markdown()
 
 
 def test_the_table_holds_the_columns_a_reader_wants() -> None:
     lines = Report.from_results(RESULTS, provenance={"bundle": "abc123"}).markdown().splitlines()
-    assert lines[0] == "| task | kind | metric | never | always | auto | oracle | think rate | tokens/query | ties % | seconds |"
-    assert lines[2] == "| sums | composing | hit@1 | 20.0 | 80.0 | 78.0 | 90.0 | 0.25 | 5.0 (20.0) | 25.0 | 2.0 |"
+    assert (
+        lines[0] == "| task | kind | metric | queries | candidates | never | always | auto | oracle | think rate | tokens/query | ties % | seconds |"
+    )
+    assert lines[2] == "| sums | composing | hit@1 | 2 | 4 | 20.0 | 80.0 | 78.0 | 90.0 | 0.25 | 5.0 (20.0) | 25.0 | 2.0 |"
+    assert "| plain (mean of 2) |  | hit@1 | 4 | 8 |" in "\n".join(lines)
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
     assert lines[-1] == "* bundle: abc123"
+
+
+def test_a_task_of_which_something_could_not_be_opened_makes_its_means_incomplete() -> None:
+    unreadable = Unreadable(queries={"7": "7.png: gone"}, candidates={"a": "a.png: gone", "b": "b.png: gone"})
+    report = Report.from_results([RESULTS[0], dataclasses.replace(RESULTS[1], unreadable=unreadable), RESULTS[2]])
+    assert [row.label for row in report.rows] == ["sums", "flags, incomplete (1 query and 2 candidates unreadable)", "clips"]
+    assert report.group("all").label == "all, incomplete (2 of 3, 1 in part)"
+    assert report.group("plain").label == "plain, incomplete (1 of 2, 1 in part)"
+    assert [group.row.name for group in report.groups() if group.is_complete] == ["composing", "video_ret", "video"]
+    assert report.group("plain").row.scores["never"] == 50.0  # what could be scored stays in the mean
+    assert "| flags, incomplete (1 query and 2 candidates unreadable) | plain | hit@1 | 2 | 4 |" in report.markdown()
+    assert "Unreadable queries count 0 points" in report.markdown()
+    assert "Unreadable" not in Report.from_results(RESULTS).markdown()
+    assert Report.from_json(report.to_json()) == report
 
 
 def test_json_round_trip_is_exact() -> None:
@@ -152,12 +174,26 @@ def test_prediction_files_can_be_scored_by_vlm2vec(tmp_path: Path) -> None:
     figures_written = json.loads(score.read_text(encoding="utf-8"))
     assert (predictions.name, score.name) == ("sums_pred.jsonl", "sums_score.json")
     assert (figures_written["hit@1"], figures_written["ndcg_linear@5"], figures_written["num_data"]) == (0.8, 0.5, 2)
+    assert "unreadable" not in figures_written
+    unreadable = Unreadable(candidates={"b": "b.png: gone"})
+    write_prediction_files(tmp_path / "new", dataclasses.replace(RESULTS[0], unreadable=unreadable), labels, mode="always")
+    assert json.loads(score.read_text(encoding="utf-8"))["unreadable"] == {"queries": {}, "candidates": {"b": "b.png: gone"}}
     with pytest.raises(DataError, match="in mode sometimes"):
         write_prediction_files(tmp_path, RESULTS[0], labels, mode="sometimes")
     blocked = tmp_path / "file"
     blocked.write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="cannot be written"):
         write_prediction_files(blocked, RESULTS[0], labels, mode="always")
+
+
+def test_predictions_of_an_earlier_evaluation_can_be_removed_and_nothing_else(tmp_path: Path) -> None:
+    labels = [{"a": 1.0}, {"b": 1.0}]
+    assert remove_prediction_files(tmp_path / "predictions") == 0
+    for each in RESULTS:
+        write_prediction_files(tmp_path / "predictions", each, labels, mode="always")
+    (tmp_path / "predictions" / "notes.txt").write_text("mine", encoding="utf-8")
+    assert remove_prediction_files(tmp_path / "predictions") == 6
+    assert [path.name for path in (tmp_path / "predictions").iterdir()] == ["notes.txt"]
 
 
 def heights(figure: Figure) -> list[float]:
