@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -14,13 +15,14 @@ import pytest
 from datamodules.mmeb.profiles import PROFILES
 from datamodules.sources import SOURCES, has_option
 from datamodules.sources.mmeb_train import CONFIGS as MMEB_TRAIN
+from experiments import recipe_estimates
 from experiments.command_line import FAILED
+from experiments.recipe_estimates import architecture, estimates
 from experiments.runs import CONFIGS
 from experiments.train import main
-from tests.support.recipe_estimates import architecture, estimates
 from twn_lightning.configs.load import load_config
 from twn_lightning.configs.run import RunConfig
-from twn_lightning.errors import ConfigError
+from twn_lightning.errors import ConfigError, DataError
 from twn_lightning.models.backbones.shapes import ARCHITECTURES
 
 ROOT = CONFIGS.parents[1]
@@ -58,6 +60,22 @@ def test_the_estimates_follow_from_the_settings(name: str) -> None:
     lines = estimates(recipe(name))
     assert all("estimated, not run" in line for line in lines if not line.startswith("#   "))
     assert [line for line in header(name) if line.startswith("#   ") or "estimated" in line] == lines
+
+
+def test_the_command_rewrites_the_heads_that_its_check_names(tmp_path: Path) -> None:
+    for name in ("qwen3_vl_2b", "qwen3_vl_30b_a3b", "mini"):
+        shutil.copy(CONFIGS / f"{name}.yaml", tmp_path)
+    changed = tmp_path / "qwen3_vl_2b.yaml"
+    whole = changed.read_text(encoding="utf-8")
+    changed.write_text(whole.replace("GiB\n", "TiB\n"), encoding="utf-8")
+    with pytest.raises(DataError, match=r"head of \S*qwen3_vl_2b\.yaml are not those .*run 'python -m experiments.recipe_estimates'"):
+        recipe_estimates.main(["--check", "--configs", str(tmp_path)])
+    assert changed.read_text(encoding="utf-8") != whole
+    recipe_estimates.main(["--configs", str(tmp_path)])
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (CONFIGS / path.name).read_bytes()
+    with pytest.raises(DataError, match="no recipe with estimates at its head"):
+        recipe_estimates.main(["--configs", str(tmp_path / "nowhere")])
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -115,10 +133,13 @@ def test_the_recipes_of_all_four_stages_share_what_is_said_to_be_our_default(nam
 
 
 @pytest.mark.parametrize("profile", ["zero2", "zero3", "ddp", "single_gpu"])
-def test_a_gpu_profile_keeps_a_recipes_weights_in_bfloat16_and_the_cpu_s_does_not(profile: str) -> None:
+def test_a_gpu_profile_keeps_a_recipes_weights_in_bfloat16(profile: str) -> None:
     on_gpu = load_config("qwen3_vl_4b", folder=CONFIGS, profile=profile)
     assert (on_gpu.backbone.dtype, on_gpu.trainer.precision, on_gpu.backbone.gradient_checkpointing) == ("bfloat16", "bf16-mixed", True)
     assert on_gpu.trainer.num_workers > 0
+
+
+def test_the_cpu_s_profile_takes_a_recipe_s_weights_in_float32() -> None:
     on_cpu = load_config("qwen3_vl_4b", folder=CONFIGS, profile="cpu")
     assert (on_cpu.backbone.dtype, on_cpu.trainer.precision) == ("float32", "32-true")
 

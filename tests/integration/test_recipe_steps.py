@@ -12,9 +12,9 @@ from torch import Tensor
 from callbacks.adapter_checkpoint import AdapterCheckpoint
 from experiments.build import build_data, build_model, build_stage, build_trainer
 from experiments.gating import gate_examples
+from experiments.recipe_estimates import architecture
 from experiments.runs import CONFIGS, STEPS, Step, num_steps
 from experiments.shapes import make_backbone
-from tests.support.recipe_estimates import architecture
 from tests.support.training_files import make, sources
 from twn_lightning.batches import GateBatch
 from twn_lightning.configs.load import load_config

@@ -1,7 +1,7 @@
 """The true architectures of the published backbones, without their weights: what is needed to count, to time, and to rehearse.
 
-`true_config` gives a published checkpoint's configuration, `shrunk` the same structure with a tiny width and depth, and `save_random` a folder that
-`load_backbone` reads as it reads a checkpoint, with random weights and a small tokenizer.
+`true_config` gives a published checkpoint's configuration, `without_weights` its model on the meta device, `shrunk` the same structure with a tiny
+width and depth, and `save_random` a folder that `load_backbone` reads as it reads a checkpoint, with random weights and a small tokenizer.
 """
 
 from __future__ import annotations
@@ -121,6 +121,21 @@ def true_config(name: str) -> PreTrainedConfig:
         raise ConfigError(f"There is no architecture {name!r}; known: {', '.join(ARCHITECTURES)}.")
     settings = copy.deepcopy(ARCHITECTURES[name])
     return AutoConfig.for_model(settings.pop("model_type"), **settings)
+
+
+def without_weights(name: str) -> PreTrainedModel:
+    """A model of a published checkpoint's architecture on the meta device: every parameter's name and shape, and no memory.
+
+    Args:
+        name: One of `ARCHITECTURES`.
+
+    Raises:
+        ConfigError: There is no such name.
+    """
+    config = true_config(name)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForImageTextToText.from_config(config)  # type: ignore[no-untyped-call]
+    return model
 
 
 def shrunk(config: PreTrainedConfig, *, num_layers: int = 4, vision_depth: int = 4) -> PreTrainedConfig:

@@ -1,17 +1,25 @@
-"""The arithmetic behind the "estimated, not run" lines of the recipes, so that they cannot drift from the settings below them."""
+"""python -m experiments.recipe_estimates
+
+Rewrites the "estimated, not run" lines in the heads of the recipes (experiments/configs/*.yaml) from the settings below them: memory of a GPU, and
+time. Needs no weights and no GPU; some seconds. ``--check`` writes nothing, and fails naming the recipes whose lines are not what it gives.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
-import torch
-from transformers import AutoModelForImageTextToText, PreTrainedModel
-
+from experiments.command_line import new_parser, prepare_process, run_command
+from experiments.runs import CONFIGS, write_atomically
+from twn_lightning.configs.load import load_config
 from twn_lightning.configs.run import RunConfig
-from twn_lightning.models.backbones.shapes import true_config
+from twn_lightning.errors import DataError
 
+_BLOCK = re.compile(r"^# Memory of a GPU \(estimated.*\n(?:#   .*\n|# Time on .*\n)+", re.MULTILINE)
 GIB = 2**30
 NUM_GPUS = 8
 PROMPT_TOKENS = 400
@@ -22,6 +30,37 @@ OPERATIONS_A_SECOND = 4.0e14
 """Assumed: 40 % of what an H100's data sheet says for dense bfloat16 (989e12)."""
 SECONDS_A_TOKEN = 0.03
 """Assumed for one token of each row of a batch; a pass that reads all weights once takes a tenth of it."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Rewrite the heads, or check them.
+
+    Raises:
+        ConfigError: A recipe's settings are wrong, or nothing is known of its backbone's architecture.
+        DataError: There are no recipes; with ``--check`` also heads that their settings do not give.
+    """
+    parser = new_parser("recipe_estimates", __doc__)
+    parser.add_argument("--configs", type=Path, default=CONFIGS, metavar="FOLDER", help="where the recipes lie (default: experiments/configs)")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a head differs")
+    parsed = parser.parse_args(arguments)
+    recipes = {path: text for path in sorted(parsed.configs.glob("*.yaml")) if _BLOCK.search(text := path.read_text(encoding="utf-8"))}
+    if not recipes:
+        raise DataError(f"{parsed.configs} holds no recipe with estimates at its head: give another folder with --configs.")
+    prepare_process()
+    new = {path: with_estimates(text, load_config(path, folder=parsed.configs, overrides=["data.root=FOLDER"])) for path, text in recipes.items()}
+    stale = [path for path, text in recipes.items() if new[path] != text]
+    if parsed.check and stale:
+        raise DataError(
+            f"The estimates at the head of {', '.join(map(str, stale))} are not those of the settings below them: "
+            "run 'python -m experiments.recipe_estimates'."
+        )
+    for path in stale:
+        write_atomically(path, new[path])
+
+
+def with_estimates(text: str, config: RunConfig) -> str:
+    """The text of a recipe, with the estimates of these settings in the place of those at its head."""
+    return _BLOCK.sub(lambda _: "".join(f"{line}\n" for line in estimates(config)), text)
 
 
 @dataclass(frozen=True)
@@ -52,10 +91,10 @@ def size_of(name: str) -> Size:
     Args:
         name: Of the architecture.
     """
-    config = true_config(name)
-    text = config.get_text_config()
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForImageTextToText.from_config(config)  # type: ignore[no-untyped-call]
+    from twn_lightning.models.backbones.shapes import without_weights
+
+    model = without_weights(name)
+    text = model.config.get_text_config()
     parameters = {key: value.numel() for key, value in model.named_parameters()}
     layers = {key: number for key, number in parameters.items() if "language_model.layers." in key}
     experts = sum(number for key, number in layers.items() if ".experts." in key)
@@ -143,9 +182,13 @@ def _time(config: RunConfig, size: Size) -> Iterator[str]:
 
 
 def _computed(stage: str, steps: int, operations: float, passes: int) -> str:
-    seconds = operations * passes / OPERATIONS_A_SECOND
-    return f"{stage}: {steps} steps × {operations * passes:.2e} operations / 4.0e14 a second = {steps * seconds / 3600:.1f} h"
+    hours = steps * operations * passes / OPERATIONS_A_SECOND / 3600
+    return f"{stage}: {steps} steps × {operations * passes:.2e} operations / {OPERATIONS_A_SECOND / 1e14:.1f}e14 a second = {hours:.1f} h"
 
 
 def _written(stage: str, number: int, tokens: int, of: str) -> str:
     return f"{stage}: {number} {of} × {tokens} tokens, one after another, × {SECONDS_A_TOKEN} s = {number * tokens * SECONDS_A_TOKEN / 3600:.1f} h"
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))
