@@ -6,10 +6,10 @@ import dataclasses
 import json
 import math
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from experiments.runs import RunFolder, write_atomically
 from twn_lightning.errors import DataError
@@ -182,65 +182,6 @@ def read_record(path: Path) -> RunRecord:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): a run leaves its record after the test tasks.") from error
     return RunRecord.from_json(text, name=str(path))
-
-
-@dataclass(frozen=True)
-class GateQuality:
-    """How well the gate's probability tells which inputs think with gain.
-
-    Attributes:
-        auroc: 0 to 1; NaN if every label is the same.
-        ece: Expected calibration error, 0 to 1.
-        num_examples: How many were looked at.
-        num_left_out: How many more there are whose gain lies in the dead zone.
-        confidence: Of each of ten bins: mean probability.
-        accuracy: Of each bin: share of inputs that thinking helps.
-        count: Of each bin: inputs.
-    """
-
-    auroc: float
-    ece: float
-    num_examples: int
-    num_left_out: int
-    confidence: tuple[float, ...]
-    accuracy: tuple[float, ...]
-    count: tuple[float, ...]
-
-
-def gate_quality(record: RunRecord, *, tasks: Iterable[str] | None = None, side: Literal["query", "candidate", "both"] = "both") -> GateQuality:
-    """The gate's probability against the labels of its own training: 1 if the gain is above the margin, left out in the dead zone.
-
-    Args:
-        record: Its provenance names margin and dead zone.
-        tasks: Names of those to look at; all of them by default.
-        side: Whose inputs.
-
-    Raises:
-        DataError: No input is left to look at.
-    """
-    import torch
-
-    from twn_lightning.metrics.gate import auroc, reliability_bins
-
-    chosen = [task for task in record.tasks if tasks is None or task.name in set(tasks)]
-    parts = [(task.gain, task.gate_probability) for task in chosen if side != "candidate"]
-    parts += [(task.candidate_gain, task.candidate_gate_probability) for task in chosen if side != "query"]
-    gain = torch.tensor([value for part, _ in parts for value in part], dtype=torch.float64)
-    probability = torch.tensor([value for _, part in parts for value in part], dtype=torch.float64)
-    kept = gain.abs() >= float(record.provenance["stages.gate.dead_zone"])
-    if not bool(kept.any()):
-        raise DataError(f"Run {record.run}: thinking changes nothing for any of {len(gain)} inputs, so there is no label to hold the gate against.")
-    labels = (gain[kept] > float(record.provenance["stages.gate.margin"])).long()
-    bins = reliability_bins(probability[kept], labels)
-    return GateQuality(
-        auroc=auroc(probability[kept], labels),
-        ece=bins.calibration_error,
-        num_examples=int(kept.sum()),
-        num_left_out=int((~kept).sum()),
-        confidence=tuple(bins.confidence.tolist()),
-        accuracy=tuple(bins.accuracy.tolist()),
-        count=tuple(bins.count.tolist()),
-    )
 
 
 def write_record(  # noqa: PLR0917 -- all that a finished run has at hand

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import signal
 import tempfile
 
 _tables = tempfile.TemporaryDirectory(prefix="datasets-cache-")  # tables are turned into Arrow files, which no test leaves behind
@@ -15,7 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,14 @@ CHAT_TEMPLATE = (
 )
 WORDS = ("Find the capital of this country.", "the flag shows a red dot on white, so it is Japan, and its capital is Tokyo", "3 + 4 = 7", "seconds")
 HIDDEN_SIZE = 32
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test on a finished run is slow: the first one of a process waits for the run."""
+    for item in items:
+        if "finished_run" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -138,16 +148,34 @@ def _config(ids: dict[str, int]) -> Qwen3VLConfig:
 
 
 @pytest.fixture
+def _keeps_ctrl_c() -> Iterator[None]:
+    """Lightning ignores SIGINT from the first KeyboardInterrupt on."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.fixture
 def tiny_backbone(tiny_backbone_path: Path) -> Backbone:
     """A freshly loaded tiny backbone; a model puts its adapters into it."""
     return load_backbone(tiny_backbone_path, options=ProcessorOptions(num_frames=4, max_thought_tokens=48))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model(tiny_backbone_path: Path) -> Callable[..., DualLoRAModel]:
-    """Makes models on the tiny backbone; adapters and gate are random, so that every part of it shows in the output."""
+    """Makes models on the tiny backbone; adapters and gate are random, so that every part of it shows in the output.
 
-    def make(*, seed: int = 0, num_queries: int = 2, dropout: float = 0.0, **settings: object) -> DualLoRAModel:
+    Each has tensors of its own: a copy of the first one of its settings, which takes half as long as another one.
+    """
+    made: dict[str, DualLoRAModel] = {}
+
+    def make(**settings: object) -> DualLoRAModel:
+        key = repr(sorted(settings.items()))
+        if key not in made:
+            made[key] = build(**settings)  # type: ignore[arg-type]
+        return copy.deepcopy(made[key])
+
+    def build(*, seed: int = 0, num_queries: int = 2, dropout: float = 0.0, **settings: object) -> DualLoRAModel:
         backbone = load_backbone(tiny_backbone_path, options=ProcessorOptions(num_frames=4, max_thought_tokens=48))
         spec = LoraSpec(rank=4, alpha=8, dropout=dropout)
         with torch.random.fork_rng():

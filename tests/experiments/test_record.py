@@ -18,7 +18,6 @@ from experiments.record import (
     Example,
     RunRecord,
     TaskRecord,
-    gate_quality,
     read_record,
     write_record,
 )
@@ -120,20 +119,6 @@ def test_scores_and_tokens_of_a_task() -> None:
     assert TASK.tokens_per_query("random") == pytest.approx((6 + 4) / 4)
 
 
-def test_quality_of_the_gate_by_hand() -> None:
-    quality = gate_quality(RECORD_OF_TOY)
-    # left out: gains 0.01 and 0.0; labels 1, 0, 1 and 0 (the candidate) at 0.9, 0.25, 0.85 and 0.95
-    assert (quality.num_examples, quality.num_left_out) == (4, 2)
-    assert quality.auroc == pytest.approx((1 + 0 + 1 + 0) / 4)  # each of the two is above 0.25 and below 0.95
-    # bins: 0.25 → label 0; 0.85 → 1; 0.9 and 0.95 → labels 1 and 0
-    assert quality.ece == pytest.approx((1 * 0.25 + 1 * 0.15 + 2 * abs(0.925 - 0.5)) / 4)
-    assert quality.count[2] == 1
-    assert gate_quality(RECORD_OF_TOY, side="query").auroc == 1.0
-    assert math.isnan(gate_quality(RECORD_OF_TOY, side="candidate").auroc)
-    with pytest.raises(DataError, match="thinking changes nothing for any of 0 inputs"):
-        gate_quality(RECORD_OF_TOY, tasks=[])
-
-
 def test_a_curve_is_thinned_by_means_of_neighbours() -> None:
     assert thinned([(1, 2.0), (2, 4.0), (3, 5.0)], limit=2) == ((2, 3.0), (3, 5.0))
     assert thinned([(1, 2.0), (2, 4.0)], limit=2) == ((1, 2.0), (2, 4.0))
@@ -141,8 +126,8 @@ def test_a_curve_is_thinned_by_means_of_neighbours() -> None:
     assert len(thinned([(step, 1.0) for step in range(1001)])) <= MAX_POINTS
 
 
-def test_a_value_that_is_logged_once_is_a_curve_of_one_point(tmp_path: Path) -> None:
-    config = load_config("mini", folder=CONFIGS, overrides=[f"output_dir={tmp_path}", "name=one"])
+def test_a_value_that_is_logged_once_is_a_curve_of_one_point(smoke_settings: list[str]) -> None:
+    config = load_config("mini", folder=CONFIGS, overrides=[*smoke_settings, "name=once"])
     folder = RunFolder(config)
     folder.create()
     tracking = Tracking(config, folder.path)

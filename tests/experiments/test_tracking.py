@@ -18,8 +18,8 @@ from twn_lightning.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    return load_config("mini", folder=CONFIGS, overrides=[f"output_dir={tmp_path_factory.mktemp('runs')}", "name=one"])
+def config(smoke_settings: list[str]) -> RunConfig:
+    return load_config("mini", folder=CONFIGS, overrides=[*smoke_settings, "name=tracked"])
 
 
 @pytest.fixture(scope="module")
