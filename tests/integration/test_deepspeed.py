@@ -15,7 +15,9 @@ from torch import Tensor
 from experiments.convert import convert, main
 from experiments.pipeline import run_pipeline
 from experiments.runs import CONFIGS, STEPS, RunFolder
-from tests.support.cpu_deepspeed import run_ranks, train, train_unlike
+from tests.support import cpu_deepspeed
+from tests.support.cpu_deepspeed import train, train_unlike
+from tests.support.ranks import run_ranks
 from twn_lightning.batches import Item
 from twn_lightning.checkpoints import load_bundle
 from twn_lightning.configs.load import load_config
@@ -86,7 +88,7 @@ def two_ranks(smoke_settings: list[str]) -> Callable[[int], RunConfig]:
         if zero not in done:
             settings = [f"trainer.strategy=deepspeed_stage_{zero}", "trainer.devices=2", f"backbone.gradient_checkpointing={zero == 3}"]
             done[zero] = load(smoke_settings, f"zero{zero}", *settings)
-            run_ranks(["pipeline", *overrides(smoke_settings, f"zero{zero}", *settings)])
+            run_ranks(cpu_deepspeed.pipeline, overrides(smoke_settings, f"zero{zero}", *settings))
         return done[zero]
 
     return run
@@ -146,7 +148,7 @@ def trainings(tiny_backbone_path: Path, tmp_path_factory: pytest.TempPathFactory
         if zero not in done:
             done[zero] = tmp_path_factory.mktemp(f"zero{zero}")
             train(tiny_backbone_path, done[zero] / "plain", max_steps=2)
-            run_ranks(["resume", str(done[zero]), str(tiny_backbone_path), str(zero)])
+            run_ranks(cpu_deepspeed.resume, done[zero], tiny_backbone_path, zero)
         return done[zero]
 
     return run

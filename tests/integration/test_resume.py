@@ -1,7 +1,6 @@
 """An interrupted run that is resumed ends with the very parameters of a run that was not interrupted."""
 
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -126,14 +125,6 @@ class StopAt(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if isinstance(pl_module, StageModule) and pl_module.micro_step == self.batch_idx:
             raise self.exception
-
-
-@pytest.fixture
-def _keeps_ctrl_c() -> Iterator[None]:
-    """Lightning ignores SIGINT from the first KeyboardInterrupt on."""
-    handler = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.mark.usefixtures("_keeps_ctrl_c")

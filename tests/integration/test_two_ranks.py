@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.nn import functional
 
+from tests.support.ranks import run_ranks
 from twn_lightning import distributed
 from twn_lightning.losses.info_nce import false_negative_mask, symmetric_info_nce
 
@@ -61,10 +62,9 @@ def step(own: slice, negative: slice) -> tuple[Tensor, Tensor]:
     return loss.detach(), layer.weight.grad
 
 
-def run_rank(rank: int, folder: str, first_negatives: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
+def run_rank(folder: Path, first_negatives: int) -> None:
+    with distributed.join_process_group(use_gpu=False):
+        rank = distributed.rank()
         own = slice(4 * rank, 4 * rank + 4)
         negative = slice(0, first_negatives) if rank == 0 else slice(first_negatives, 3)
         loss, gradient = step(own, negative)
@@ -72,33 +72,20 @@ def run_rank(rank: int, folder: str, first_negatives: int) -> None:
         mean_loss = distributed.sum_over_ranks(loss) / 2
         objects = distributed.gather_objects({"rank": rank, "pairs": own.start})
         with distributed.rank_zero_first() as is_first:
-            log = Path(folder) / "order.txt"
+            log = folder / "order.txt"
             seen = log.read_text(encoding="utf-8") if log.exists() else ""
             log.write_text(f"{seen}{rank}", encoding="utf-8")
         empty = distributed.gather(torch.zeros(0, 3))
         if is_first:
-            torch.save({"loss": mean_loss, "gradient": mean_gradient, "empty": empty}, Path(folder) / "result.pt")
-            (Path(folder) / "objects.txt").write_text(repr(objects), encoding="utf-8")
+            torch.save({"loss": mean_loss, "gradient": mean_gradient, "empty": empty}, folder / "result.pt")
+            (folder / "objects.txt").write_text(repr(objects), encoding="utf-8")
         dist.barrier()
-    finally:
-        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("first_negatives", [2, 3])
 def test_two_ranks_of_four_equal_one_process_of_eight(tmp_path: Path, first_negatives: int) -> None:
     loss, gradient = step(slice(0, NUM_PAIRS), slice(0, 3))
-    # Each rank runs this very file: under pytest's importlib mode a spawned process could not import it by name.
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    commands = [[sys.executable, __file__, str(rank), str(tmp_path), str(first_negatives)] for rank in range(2)]
-    ranks = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for command in commands]
-    try:
-        for process in ranks:
-            _, errors = process.communicate(timeout=60)
-            assert process.returncode == 0, errors
-    finally:
-        for process in ranks:
-            process.kill()
+    run_ranks(run_rank, tmp_path, first_negatives)
     result = torch.load(tmp_path / "result.pt", weights_only=True)
     assert result["loss"].item() == pytest.approx(loss.item(), abs=1e-6)
     assert torch.allclose(result["gradient"], gradient, atol=1e-6)
@@ -107,5 +94,14 @@ def test_two_ranks_of_four_equal_one_process_of_eight(tmp_path: Path, first_nega
     assert (tmp_path / "objects.txt").read_text(encoding="utf-8") == "[{'rank': 0, 'pairs': 0}, {'rank': 1, 'pairs': 4}]"
 
 
-if __name__ == "__main__":
-    run_rank(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+def sleep_or_fail() -> None:
+    if os.environ["RANK"] == "0":
+        time.sleep(60)
+    raise OSError("no more")
+
+
+def test_a_rank_that_fails_ends_the_others_and_says_why() -> None:
+    with pytest.raises(ProcessRaisedException, match="Process 1 terminated.*\n(.*\n)*OSError: no more"):
+        run_ranks(sleep_or_fail, timeout=30)
+    with pytest.raises(AssertionError, match="not finished after 0.1 seconds"):
+        run_ranks(time.sleep, 60, timeout=0.1)

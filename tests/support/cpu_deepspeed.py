@@ -1,19 +1,13 @@
 # ruff: noqa: E402 - the environment must be set up before these imports
 """DeepSpeed without a GPU, for tests alone: Lightning offers its strategy on CUDA only, while DeepSpeed itself runs on gloo.
 
-Also the program of each rank (`run_ranks` starts them by this file's path):
-
-    cpu_deepspeed.py pipeline key=value …                   all stages of the smoke profile
-    cpu_deepspeed.py resume FOLDER BACKBONE ZERO-STAGE      four steps at once; two and two; two after a checkpoint of one process
+`pipeline` and `resume` are what a rank does (`tests.support.ranks.run_ranks`).
 """
 
 from __future__ import annotations
 
 import functools
 import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,35 +84,8 @@ class CpuDeepSpeedStrategy(DeepSpeedStrategy):
         return "gloo"
 
 
-def run_ranks(arguments: Sequence[str], *, num_ranks: int = 2, timeout: float = 240.0) -> str:
-    """Runs this file once a rank; gives what rank 0 said."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": str(num_ranks), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, *arguments],
-            env={**os.environ, **shared, "PYTHONPATH": str(root), "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(num_ranks)
-    ]
-    try:
-        said = [process.communicate(timeout=timeout)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    for process, words in zip(ranks, said, strict=True):
-        assert process.returncode == 0, words
-    return said[0]
-
-
 def pipeline(overrides: Sequence[str]) -> None:
-    """All stages, the gate's refit and the test tasks."""
+    """All stages of the smoke profile, the gate's refit and the test tasks."""
     config = load_config("mini", folder=CONFIGS, profile="smoke", overrides=list(overrides))
     run_pipeline(config, "all", make_strategy=functools.partial(build_strategy, deepspeed=CpuDeepSpeedStrategy))
 
@@ -236,15 +203,3 @@ def resume(folder: Path, backbone: Path, zero: int) -> None:
     train_unlike(backbone, folder / "unlike", own, num_ranks=2, make_strategy=zero_strategy)
     if zero == 2:
         run(folder / "from_plain", strategy=zero_strategy(), checkpoint=folder / "plain" / "last.ckpt")
-
-
-if __name__ == "__main__":
-    from experiments.command_line import prepare_process
-
-    prepare_process()
-    torch.set_num_threads(1)
-    command, *rest = sys.argv[1:]
-    if command == "pipeline":
-        pipeline(rest)
-    else:
-        resume(Path(rest[0]), Path(rest[1]), int(rest[2]))

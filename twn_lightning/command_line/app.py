@@ -35,7 +35,7 @@ for command in (embed, index, search, explain, serve, info, export):
 
 
 @app.callback(invoke_without_command=True)
-def _whole(version: bool = typer.Option(False, "--version", help="The version of this program.")) -> None:  # noqa: FBT001, FBT003
+def _whole(version: bool = typer.Option(False, "--version", help="The version of this program.")) -> None:
     if version:
         sys.stdout.write(f"twn-lightning {__version__}\n")
         raise typer.Exit

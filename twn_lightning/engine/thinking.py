@@ -240,4 +240,3 @@ def _joined(desks: Sequence[_Desk]) -> _Desk:
         count=torch.cat([desk.count for desk in desks]),
         writing=torch.cat([desk.writing for desk in desks]),
     )
-

@@ -1,7 +1,6 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import datasets
 import pytest
 
 from datamodules.mmeb.profiles import PROFILES
@@ -9,13 +8,6 @@ from datamodules.mmeb.suite import open_task
 from datamodules.mmeb.table import TABLE
 from tests.support.mmeb_tree import make_tree
 from twn_lightning.evaluation.task import RetrievalTask
-
-
-@pytest.fixture(scope="session", autouse=True)
-def tables_in_a_folder_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets_cache"))
-        yield
 
 
 @pytest.fixture(scope="session")

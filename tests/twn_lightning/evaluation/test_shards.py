@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from twn_lightning.torchvision_compat import ensure_torchvision
-
-ensure_torchvision()
-
-from twn_lightning.batches import Item  # noqa: E402
-from twn_lightning.distributed import join_process_group, rank, world_size  # noqa: E402
-from twn_lightning.evaluation.encode import EncodedItems, encode_items  # noqa: E402
-from twn_lightning.evaluation.shards import dealt, gathered, own_windows  # noqa: E402
-from twn_lightning.evaluation.store import VectorStore  # noqa: E402
-from twn_lightning.models.adapters import LoraSpec  # noqa: E402
-from twn_lightning.models.backbones import load_backbone  # noqa: E402
-from twn_lightning.models.dual_lora import DualLoRAModel  # noqa: E402
-from twn_lightning.models.outputs import Decoding  # noqa: E402
+from tests.support.ranks import run_ranks
+from twn_lightning.batches import Item
+from twn_lightning.distributed import join_process_group, rank, world_size
+from twn_lightning.evaluation.encode import EncodedItems, encode_items
+from twn_lightning.evaluation.shards import dealt, gathered, own_windows
+from twn_lightning.evaluation.store import VectorStore
+from twn_lightning.models.adapters import LoraSpec
+from twn_lightning.models.backbones import load_backbone
+from twn_lightning.models.dual_lora import DualLoRAModel
+from twn_lightning.models.outputs import Decoding
 
 DECODINGS = (Decoding(max_new_tokens=3), Decoding(max_new_tokens=3, temperature=1.0))
 TEXTS = [f"text {number} " * (1 + number % 4) for number in (5, 1, 7, 3, 2, 9, 4, 3, 8, 6, 11, 10, 12)]  # one of them twice
 FEW = ["a single one"]
 
 
-def model_on(backbone: str) -> DualLoRAModel:
+def model_on(backbone: Path) -> DualLoRAModel:
     torch.manual_seed(3)
     spec = LoraSpec(rank=4, alpha=8, dropout=0.0)
     return DualLoRAModel(load_backbone(backbone), reasoning=spec, embedding=spec, num_queries=2).eval()
@@ -46,8 +39,7 @@ def encode_all(model: DualLoRAModel, store: VectorStore, *, over_ranks: bool) ->
     ]
 
 
-def run_rank(folder: Path, backbone: str) -> None:
-    torch.set_num_threads(1)
+def run_rank(folder: Path, backbone: Path) -> None:
     with join_process_group(use_gpu=False) as device:
         assert (world_size(), device.type) == (2, "cpu")
         model = model_on(backbone)
@@ -63,28 +55,9 @@ def run_rank(folder: Path, backbone: str) -> None:
 
 
 def test_two_ranks_share_the_work_and_have_the_vectors_of_one(tiny_backbone_path: Path, tmp_path: Path) -> None:
-    model = model_on(str(tiny_backbone_path))
+    model = model_on(tiny_backbone_path)
     parts = encode_all(model, VectorStore(tmp_path / "own", {"bundle": "one"}, width=model.hidden_size), over_ranks=False)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), **master}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path), str(tiny_backbone_path)],
-            env={**environment, "RANK": str(number), "LOCAL_RANK": str(number)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    try:
-        for process in ranks:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in ranks:
-            process.kill()
+    run_ranks(run_rank, tmp_path, tiny_backbone_path)
     written = 0
     for number in range(2):
         *thoughts, counts = (tmp_path / f"rank{number}.txt").read_text(encoding="utf-8").split("\n")
@@ -110,7 +83,3 @@ def test_without_torchrun_nobody_is_joined(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.delenv(name, raising=False)
     with join_process_group(use_gpu=False) as device:
         assert (rank(), world_size(), device) == (0, 1, torch.device("cpu"))
-
-
-if __name__ == "__main__":
-    run_rank(Path(sys.argv[1]), sys.argv[2])

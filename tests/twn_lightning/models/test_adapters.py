@@ -47,14 +47,14 @@ def test_adapters_off_is_the_backbone_bit_for_bit(tiny_model: DualLoRAModel, mak
 
 def test_each_adapter_gives_something_else_and_the_switch_restores_what_was(tiny_model: DualLoRAModel, make_items: MakeItems) -> None:
     inputs = tiny_model.processor.inputs(make_items(1))
-    outputs = {}
+    outputs: dict[tuple[str, ...], torch.Tensor] = {}
     with use_adapter(tiny_model, "embedding"):
-        for name in ("reasoning", "embedding", None):
-            with use_adapter(tiny_model, name):
-                outputs[name] = hidden_states(tiny_model, inputs)
+        for names in (("reasoning",), ("embedding",), ()):
+            with use_adapter(tiny_model, *names):
+                outputs[names] = hidden_states(tiny_model, inputs)
         assert active_adapter(lora_layers(tiny_model)) == "embedding"
-    assert not torch.allclose(outputs["reasoning"], outputs["embedding"])
-    assert not torch.allclose(outputs["reasoning"], outputs[None])
+    assert not torch.allclose(outputs["reasoning",], outputs["embedding",])
+    assert not torch.allclose(outputs["reasoning",], outputs[()])
 
 
 def test_the_switch_never_touches_requires_grad(tiny_model: DualLoRAModel) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from datamodules.collate import PairCollator
+from tests.support.ranks import run_ranks
 from twn_lightning import distributed
 from twn_lightning.batches import Pair
 from twn_lightning.models.dual_lora import DualLoRAModel
@@ -33,35 +32,21 @@ def step(name: str, model: DualLoRAModel, pairs: list[Pair]) -> dict[str, Tensor
     return {"loss": output.loss.detach(), "hit_at_1": next(value for name, value in output.metrics.items() if "hit_at_1" in name), **gradients}
 
 
-def run_rank(rank: int, name: str, make_model: ModelMaker, pairs: list[Pair], folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        results = step(name, make_model(), pairs[4 * rank : 4 * rank + 4])
+def run_rank(name: str, make_model: ModelMaker, pairs: list[Pair], folder: Path) -> None:
+    with distributed.join_process_group(use_gpu=False):
+        first = 4 * distributed.rank()
+        results = step(name, make_model(), pairs[first : first + 4])
         means = {key: distributed.sum_over_ranks(value) / 2 for key, value in results.items()}  # what DDP and ZeRO do
-        if rank == 0:
+        if first == 0:
             torch.save(means, folder / "means.pt")
-    finally:
-        dist.destroy_process_group()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, which is quicker than importing everything twice")
 @pytest.mark.parametrize("name", ["contrastive", "cot_sft"])
 def test_two_ranks_of_four_are_one_of_eight(name: str, make_model: ModelMaker, make_pairs: Callable[[int], list[Pair]], tmp_path: Path) -> None:
     pairs = make_pairs(8)
     pairs = [pairs[row] for row in (1, 3, 5, 0, 4, 2, 6, 7)]  # 3 hard negatives on one rank, 1 on the other; the equal targets apart
     whole = step(name, make_model(), pairs)
-    children = []
-    for rank in range(2):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                run_rank(rank, name, make_model, pairs, tmp_path)
-                status = 0
-            finally:
-                os._exit(status)
-        children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    run_ranks(run_rank, name, make_model, pairs, tmp_path)
     means = torch.load(tmp_path / "means.pt", weights_only=True)
     assert means.keys() == whole.keys()
     for key, value in whole.items():
