@@ -79,11 +79,6 @@ class AdapterCheckpoint(Callback):
         """The checkpoint to resume from; it exists once something was saved."""
         return self.folder / LAST
 
-    @property
-    def best_path(self) -> Path | None:
-        """The best checkpoint by the monitored metric, or None before there is one."""
-        return self.folder / next(iter(self.best)) if self.best else None
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finds out before training whether the folder can be written.
 

@@ -14,8 +14,6 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from twn_lightning.evaluation.evaluate import SweepPoint
     from twn_lightning.evaluation.report import Report
 
@@ -77,30 +75,6 @@ class Band:
     mean: Sequence[float]
     low: Sequence[float]
     high: Sequence[float]
-
-
-def gain_histogram(gain: Tensor, *, margin: float = 0.0, dead_zone: float = 0.0, num_bins: int = 60) -> Figure:
-    """How often thinking helped and hurt, and by how much.
-
-    Args:
-        gain: u_gen - u_disc in nats, ``(N,)``.
-        margin: Drawn as a line: to its right the label is "think".
-        dead_zone: Drawn as a band around 0: examples that are left out.
-        num_bins: Over the range from the 1st to the 99th percentile; what lies outside is counted in the outermost bins.
-    """
-    values = gain.detach().double().cpu().numpy()
-    low, high = (float(value) for value in np.quantile(values, [0.01, 0.99]))
-    low, high = min(low, -0.1), max(high, 0.1)
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.subplots()
-    axes.hist(values.clip(low, high).tolist(), bins=num_bins, range=(low, high), color=COLOURS["auto"])
-    axes.axvspan(-dead_zone, dead_zone, color="0.85", zorder=0, label="left out")
-    axes.axvline(margin, color=COLOURS["always"], label="think to the right")
-    axes.set_xlabel("gain of thinking, nats")
-    axes.set_ylabel("inputs")
-    axes.set_title(f"{len(values)} inputs, thinking helps {100 * float((values > margin).mean()):.0f} %")
-    axes.legend()
-    return figure
 
 
 def reliability_diagram(bins: Bins, *, note: str = "") -> Figure:

@@ -6,7 +6,7 @@ Teacher thoughts would leak the answer: the gate would learn where a teacher hel
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
@@ -16,7 +16,6 @@ from twn_lightning.batches import Inputs, PairBatch
 from twn_lightning.errors import ConfigError, DataError, TwnError
 from twn_lightning.evaluation.encode import ProgressCallback, autocasting, evaluating
 from twn_lightning.losses.info_nce import false_negative_mask, positive_log_probs
-from twn_lightning.models.gate import threshold_within
 from twn_lightning.models.outputs import Decoding, Encoded
 
 if TYPE_CHECKING:
@@ -79,10 +78,6 @@ class ThresholdFit:
 
     threshold: float
     curve: tuple[ThresholdPoint, ...]
-
-    def as_dicts(self) -> list[dict[str, float]]:
-        """The curve as plain numbers, to be saved with the gate."""
-        return [asdict(point) for point in self.curve]
 
 
 def self_label(  # noqa: PLR0913 -- every argument but two has a default
@@ -167,19 +162,6 @@ def fit_threshold(
     curve = tuple(_point(probability, gain, num_reasoning_tokens, threshold) for threshold in _candidate_thresholds(probability, max_points))
     best = max(curve, key=lambda point: (round(point.quality - token_price * point.reasoning_tokens, 9), point.threshold))
     return ThresholdFit(threshold=best.threshold, curve=curve)
-
-
-def threshold_for_budget(curve: Sequence[ThresholdPoint], *, max_reasoning_tokens: float) -> float:
-    """The threshold that spends as much of a budget as can be spent: see `threshold_within`.
-
-    Args:
-        curve: Of `fit_threshold`.
-        max_reasoning_tokens: Mean tokens an input, at least 0.
-
-    Raises:
-        ConfigError: No point of the curve is that cheap.
-    """
-    return threshold_within([asdict(point) for point in curve], lambda point: point["reasoning_tokens"], budget=max_reasoning_tokens)
 
 
 def _label_batch(

@@ -54,25 +54,6 @@ def rank_candidates(scores: Tensor, grades: Tensor, *, tolerance: float = TIE_TO
     return Ranked(order=order, grades=grades.gather(1, order), tied=tied)
 
 
-def positive_ranks(scores: Tensor, grades: Tensor, *, tolerance: float = TIE_TOLERANCE) -> tuple[Tensor, float]:
-    """Rank of each query's best relevant candidate, and how often it was a tie.
-
-    Args:
-        scores: ``(Q, C)``.
-        grades: Relevance, at least one above 0 in each row, ``(Q, C)``.
-        tolerance: See `rank_candidates`.
-
-    Returns:
-        Ranks from 1, ``(Q,)``; share of queries with a tie at the best relevant candidate, 0 to 1.
-
-    Raises:
-        TwnError: A score is NaN or infinite.
-    """
-    ranked = rank_candidates(scores, grades, tolerance=tolerance)
-    ranks = (ranked.grades > 0).int().argmax(dim=1) + 1
-    return ranks, float(ranked.tied.float().mean())
-
-
 def hit_at_k(grades: Tensor, k: int) -> Tensor:
     """1 if any of the first k is relevant, else 0.
 

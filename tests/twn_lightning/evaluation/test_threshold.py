@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from twn_lightning.errors import ConfigError, DataError
-from twn_lightning.evaluation.self_label import fit_threshold, threshold_for_budget
+from twn_lightning.evaluation.self_label import fit_threshold
 from twn_lightning.models.gate import threshold_within, tokens_per_query
 
 PROBABILITY = torch.tensor([0.2, 0.4, 0.6, 0.8])
@@ -19,16 +19,11 @@ def test_the_curve_and_the_best_threshold_by_hand() -> None:
     assert [point.reasoning_tokens for point in fit.curve] == [25.0, 22.5, 17.5, 10.0, 0.0]
     assert [point.think_rate for point in fit.curve] == [1.0, 0.75, 0.5, 0.25, 0.0]
     assert fit.threshold == pytest.approx(0.5)
-    assert fit.as_dicts()[0] == {"threshold": 0.0, "quality": -0.25, "reasoning_tokens": 25.0, "think_rate": 1.0}
 
 
-def test_a_token_price_and_a_budget_choose_cheaper_thresholds() -> None:
+def test_a_token_price_chooses_a_cheaper_threshold() -> None:
     fit = fit_threshold(PROBABILITY, GAIN, TOKENS, token_price=0.04)  # 1.0 - 0.7 against 0.75 - 0.4
     assert fit.threshold == pytest.approx(0.7)
-    assert threshold_for_budget(fit.curve, max_reasoning_tokens=12) == pytest.approx(0.7)
-    assert threshold_for_budget(fit.curve, max_reasoning_tokens=0) == 1.0
-    with pytest.raises(ConfigError, match="the cheapest costs 25"):
-        threshold_for_budget(fit.curve[:1], max_reasoning_tokens=12)
 
 
 def test_of_equally_good_thresholds_the_one_that_thinks_least_is_chosen() -> None:
@@ -70,6 +65,8 @@ def test_a_budget_is_spent_but_not_exceeded() -> None:
 
     assert [threshold(budget) for budget in (0.0, 9.9, 10.0, 29.0, 30.0, 99.0)] == [1.0, 1.0, 0.5, 0.3, 0.0, 0.0]
     assert threshold(7.0, "query_tokens") == 0.3  # as dear as 0.5, and better
+    with pytest.raises(ConfigError, match="the cheapest costs 30"):
+        threshold_within(CURVE[:1], lambda point: point["reasoning_tokens"], budget=12.0)
     with pytest.raises(ConfigError, match="budget is nan"):
         threshold(float("nan"))
     with pytest.raises(ConfigError, match="budget is -1"):

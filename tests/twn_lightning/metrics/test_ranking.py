@@ -71,16 +71,17 @@ def test_f1_is_the_harmonic_mean_and_zero_without_hits() -> None:
 def test_a_collapsed_model_scores_nothing() -> None:
     grades = torch.zeros(3, 10)
     grades[:, 0] = 1.0  # the positive is candidate 0, as in every image task
-    ranks, tie_rate = ranking.positive_ranks(torch.full((3, 10), 0.5), grades)
-    assert ranks.tolist() == [10, 10, 10]
-    assert tie_rate == 1.0
+    ranked = ranking.rank_candidates(torch.full((3, 10), 0.5), grades)
+    assert ranked.grades.argmax(dim=1).tolist() == [9, 9, 9]
+    assert ranked.tied.tolist() == [True, True, True]
 
 
 def test_a_rounding_apart_is_a_tie_and_more_is_not() -> None:
     grades = torch.tensor([[1.0, 0.0]])
-    assert ranking.positive_ranks(torch.tensor([[0.7 + 1e-7, 0.7]]), grades)[0].item() == 2
-    ranks, tie_rate = ranking.positive_ranks(torch.tensor([[0.7 + 1e-5, 0.7]]), grades)
-    assert (ranks.item(), tie_rate) == (1, 0.0)
+    tie = ranking.rank_candidates(torch.tensor([[0.7 + 1e-7, 0.7]]), grades)
+    assert (tie.grades.tolist(), tie.tied.tolist()) == ([[0.0, 1.0]], [True])
+    better = ranking.rank_candidates(torch.tensor([[0.7 + 1e-5, 0.7]]), grades)
+    assert (better.grades.tolist(), better.tied.tolist()) == ([[1.0, 0.0]], [False])
 
 
 def test_at_a_tie_the_lower_grade_stands_first() -> None:
@@ -96,8 +97,8 @@ def test_a_relevant_candidate_that_ties_with_another_is_no_tie() -> None:
 
 
 def test_padding_is_ranked_last() -> None:
-    ranks, tie_rate = ranking.positive_ranks(torch.tensor([[-0.9, -torch.inf, -torch.inf]]), torch.tensor([[1.0, 0.0, 0.0]]))
-    assert (ranks.tolist(), tie_rate) == ([1], 0.0)
+    ranked = ranking.rank_candidates(torch.tensor([[-0.9, -torch.inf, -torch.inf]]), torch.tensor([[1.0, 0.0, 0.0]]))
+    assert (ranked.grades.tolist(), ranked.tied.tolist()) == ([[1.0, 0.0, 0.0]], [False])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
