@@ -48,23 +48,28 @@ def best_documents(queries: Tensor, documents: Tensor, *, top_k: int) -> Hits:
     step = max(num_best, _BLOCK_NUMBERS // max(1, len(rows)))
     for start in range(0, len(documents), step):
         block = rows @ documents[start : start + step].to(rows.device, torch.float32).T
-        if bool(block.isnan().any()):
+        found, columns = _best(block, num_best)
+        if bool(found[:, 0].isnan().any()):  # topk takes NaN for the largest of numbers
             raise DataError("A vector holds NaN, whose place in a ranking nobody knows: leave out the inputs that Encoding.errors names.")
-        numbers = torch.arange(start, start + block.shape[1], device=rows.device).expand(len(rows), -1)
-        scores, indices = _best(torch.cat([scores, block], dim=1), torch.cat([indices, numbers], dim=1), num_best)
+        scores, indices = torch.cat([scores, found], dim=1), torch.cat([indices, columns + start], dim=1)
+        order = scores.sort(dim=1, descending=True, stable=True).indices[:, :num_best]
+        scores, indices = scores.gather(1, order), indices.gather(1, order)
     return Hits(scores, indices)
 
 
-def _best(scores: Tensor, indices: Tensor, num_best: int) -> tuple[Tensor, Tensor]:
-    """The best columns of each row, the earlier first among equals."""
-    num_kept = min(num_best, scores.shape[1])
-    bound = scores.topk(num_kept, dim=1).values[:, -1:]
-    # Among scores equal to the last place's, topk may take any: the first of them are wanted.
-    above = scores > bound
-    equal = scores == bound
-    wanted = num_kept - above.sum(dim=1, keepdim=True)
-    kept = above | (equal & (equal.cumsum(dim=1) <= wanted))
-    columns = kept.nonzero()[:, 1].reshape(len(scores), num_kept)
-    chosen, numbers = scores.gather(1, columns), indices.gather(1, columns)
-    order = chosen.sort(dim=1, descending=True, stable=True).indices
-    return chosen.gather(1, order), numbers.gather(1, order)
+def _best(scores: Tensor, num_best: int) -> tuple[Tensor, Tensor]:
+    """The best columns of each row and their scores, the earlier first among equals."""
+    num_kept, width = min(num_best, scores.shape[1]), scores.shape[1]
+    found = scores.topk(min(num_kept + 1, width), dim=1)
+    values, columns = found.values[:, :num_kept], found.indices[:, :num_kept]
+    is_equal = found.values[:, 1:] == found.values[:, :-1]
+    has_equals = is_equal.any(dim=1)
+    if bool(has_equals.any()):
+        columns[has_equals] = columns[has_equals].sort(dim=1).values
+        if num_kept < width:  # among scores equal to the last place's, topk may take any: the first of them are wanted
+            is_open = is_equal[:, -1]
+            columns[is_open] = scores[is_open].sort(dim=1, descending=True, stable=True).indices[:, :num_kept].sort(dim=1).values
+        values = scores.gather(1, columns)
+        order = values.sort(dim=1, descending=True, stable=True).indices
+        values, columns = values.gather(1, order), columns.gather(1, order)
+    return values, columns

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from twn_lightning.errors import TwnError
 from twn_lightning.evaluation.task import MetricName, RetrievalTask
 from twn_lightning.losses.info_nce import cosine_scores
 from twn_lightning.metrics import ranking
-from twn_lightning.metrics.ranking import Ranked
+from twn_lightning.metrics.ranking import Labels, Ranked
 
 HEADLINE: dict[MetricName, Callable[[Tensor], Tensor]] = {
     "hit@1": lambda grades: ranking.hit_at_k(grades, 1),
@@ -20,10 +22,12 @@ HEADLINE: dict[MetricName, Callable[[Tensor], Tensor]] = {
 }
 """What each metric name computes from grades in ranked order."""
 
-_CHUNK_NUMBERS = 2**22
-"""Scores of a block, at most, unless one query has more; sorting them takes about a hundred bytes each."""
-
-
+_BLOCK_NUMBERS = 2**24
+"""Scores of a block, at most, unless one query has more; products of large matrices are the faster ones."""
+_CHUNK_NUMBERS = 2**19
+"""Scores that are ranked at a time: what is looked at several times stays in the processor's cache."""
+_MOST_PLACES = 10
+"""The highest k of any metric."""
 _SHARED = 16
 """A product of matrices reads so many more candidates in the time in which each query's own are gathered."""
 
@@ -52,16 +56,21 @@ class Block:
     Attributes:
         rows: Which queries.
         columns: Numbers of their candidates, -1 for padding, ``(Q, C)``.
-        grades: Relevance of those, 0 for padding, ``(Q, C)``.
+        labels: Relevant ones among those.
         is_global: Whether every query chooses among all candidates, in their order.
         shares: Whether queries share so many candidates that one product with all of them is cheaper than a product for each query.
     """
 
     rows: slice
     columns: Tensor
-    grades: Tensor
+    labels: Labels
     is_global: bool
     shares: bool = False
+
+    @property
+    def grades(self) -> Tensor:
+        """Relevance of each candidate, 0 for padding, ``(Q, C)``."""
+        return self.labels.table(*self.columns.shape)
 
     def scores(self, queries: Tensor, candidates: Tensor) -> Tensor:
         """Float32 dot products, ``-inf`` for padding, ``(Q, C)`` on the CPU.
@@ -131,13 +140,14 @@ class _Part:
 
 
 def _rank(task: RetrievalTask, block: Block, scores: Tensor, keys: Sequence[str], num_top: int) -> _Part:
-    ranked = rank_block(task, block, scores)
-    best = block.columns.gather(1, ranked.order[:, :num_top]).tolist()
+    ranked = rank_block(task, block, scores, num_places=max(num_top, _MOST_PLACES))
+    order = ranked.order[:, :num_top]
+    best = (order if block.is_global else block.columns.gather(1, order)).tolist()
     return _Part(
         values=HEADLINE[task.metric](ranked.grades),
         tied=ranked.tied,
         metrics=ranking.all_metrics(ranked.grades),
-        top=[tuple(keys[number] for number in row if number >= 0) for row in best],
+        top=[tuple(map(keys.__getitem__, row if block.is_global else [number for number in row if number >= 0])) for row in best],
     )
 
 
@@ -160,26 +170,38 @@ def blocks(task: RetrievalTask, *, width: int) -> Iterator[Block]:
     column = {key: number for number, key in enumerate(task.candidates)}
     most = max(len(query.candidates or ()) for query in task.queries)
     shares = len(column) <= _SHARED * most
-    size = max(1, _CHUNK_NUMBERS // max(1, len(column), 0 if shares else most * width))
+    size = max(1, _BLOCK_NUMBERS // max(1, len(column), 0 if shares else most * width))
     for start in range(0, len(task.queries), size):
         yield _block(task, column, slice(start, min(start + size, len(task.queries))), shares=shares)
 
 
-def rank_block(task: RetrievalTask, block: Block, scores: Tensor) -> Ranked:
+def rank_block(task: RetrievalTask, block: Block, scores: Tensor, *, num_places: int = _MOST_PLACES) -> Ranked:
     """A block's candidates, best first.
 
     Args:
         task: Is named in the message.
         block: Of `blocks`.
         scores: Of `Block.scores`.
+        num_places: See `ranking.rank_candidates`; enough for every metric by default.
 
     Raises:
         TwnError: A score is NaN or infinite.
     """
-    try:
-        return ranking.rank_candidates(scores, block.grades)
-    except TwnError as error:
-        raise TwnError(f"Task {task.name}, queries {block.rows.start} to {block.rows.stop - 1}: {error}") from error
+    step = max(1, _CHUNK_NUMBERS // max(1, scores.shape[1]))
+    parts = []
+    for start in range(0, len(scores), step):
+        chunk = scores[start : start + step]
+        try:
+            parts.append(ranking.rank_candidates(chunk, block.labels.within(start, start + len(chunk)), num_places=num_places))
+        except TwnError as error:
+            first = block.rows.start + start
+            raise TwnError(f"Task {task.name}, queries {first} to {first + len(chunk) - 1}: {error}") from error
+    width = max(part.grades.shape[1] for part in parts)
+    return Ranked(
+        order=torch.cat([part.order for part in parts]),
+        grades=torch.cat([functional.pad(part.grades, (0, width - part.grades.shape[1])) for part in parts]),
+        tied=torch.cat([part.tied for part in parts]),
+    )
 
 
 def _block(task: RetrievalTask, column: dict[str, int], rows: slice, *, shares: bool) -> Block:
@@ -188,12 +210,12 @@ def _block(task: RetrievalTask, column: dict[str, int], rows: slice, *, shares: 
     if is_global:
         columns = torch.arange(len(column)).expand(len(queries), -1)
     else:
-        lists = [torch.tensor([column[key] for key in query.candidates or ()]) for query in queries]
+        lists = [torch.from_numpy(np.fromiter(map(column.__getitem__, query.candidates or ()), dtype=np.int64)) for query in queries]
         columns = torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=-1)
-    grades = torch.zeros(columns.shape)
+    places: list[tuple[int, int, float]] = []
     for row, query in enumerate(queries):
-        place = None if is_global else {int(number): at for at, number in enumerate(columns[row].tolist())}
         for key, grade in query.labels.items():
-            number = column[key]
-            grades[row, number if place is None else place[number]] = grade
-    return Block(rows=rows, columns=columns, grades=grades, is_global=is_global, shares=shares)
+            places.append((row, column[key] if query.candidates is None else query.candidates.index(key), grade))
+    numbers, own, grades = zip(*places, strict=True)
+    labels = Labels(torch.tensor(numbers), torch.tensor(own), torch.tensor(grades, dtype=torch.float32))
+    return Block(rows=rows, columns=columns, labels=labels, is_global=is_global, shares=shares)

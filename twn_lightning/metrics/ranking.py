@@ -22,8 +22,9 @@ class Ranked:
     """Candidates of each query, best first.
 
     Attributes:
-        order: Columns of the scores, ``(Q, C)``.
-        grades: Relevance in that order, at least 0, ``(Q, C)``.
+        order: Columns of the scores in the first P places, ``(Q, P)``.
+        grades: Relevance in that order, at least 0, then that of the relevant candidates in no such place, then zeros, ``(Q, P + R)``: all that a
+            metric at k ≤ P looks at.
         tied: Whether a candidate that is not relevant ties with the best relevant one, bool ``(Q,)``.
     """
 
@@ -32,26 +33,65 @@ class Ranked:
     tied: Tensor
 
 
-def rank_candidates(scores: Tensor, grades: Tensor, *, tolerance: float = TIE_TOLERANCE) -> Ranked:
-    """Sorts candidates by score; at a tie the less relevant one stands first.
+@dataclass(frozen=True)
+class Labels:
+    """The relevant candidates of Q queries, which are few among C.
+
+    Attributes:
+        rows: Query of each, ascending, ``(R,)``.
+        columns: Which candidate, ``(R,)``.
+        grades: Above 0, float32 ``(R,)``.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    grades: Tensor
+
+    @classmethod
+    def of(cls, grades: Tensor) -> Labels:
+        """Of relevance, 0 for not relevant, ``(Q, C)``."""
+        rows, columns = grades.nonzero(as_tuple=True)
+        return cls(rows, columns, grades[rows, columns])
+
+    def within(self, start: int, stop: int) -> Labels:
+        """Of the queries from one to before another, which are numbered from 0 again."""
+        first, last = torch.searchsorted(self.rows, torch.tensor([start, stop], device=self.rows.device)).tolist()
+        return Labels(self.rows[first:last] - start, self.columns[first:last], self.grades[first:last])
+
+    def table(self, num_queries: int, num_candidates: int) -> Tensor:
+        """Relevance, 0 for not relevant, ``(Q, C)``."""
+        table = self.grades.new_zeros(num_queries, num_candidates)
+        table[self.rows, self.columns] = self.grades
+        return table
+
+
+def rank_candidates(scores: Tensor, labels: Labels | Tensor, *, num_places: int | None = None, tolerance: float = TIE_TOLERANCE) -> Ranked:
+    """Sorts candidates by score; at a tie the less relevant one stands first, then the one of the lower column.
 
     Args:
-        scores: ``(Q, C)``; ``-inf`` marks padding, which must have grade 0.
-        grades: Relevance, 0 for not relevant, ``(Q, C)``.
+        scores: ``(Q, C)``; ``-inf`` marks padding, which must not be relevant.
+        labels: Relevant candidates, or the table of them, ``(Q, C)``.
+        num_places: First places that are wanted, at least 1; None for all. The other places cost more than all else.
         tolerance: A candidate ties with a relevant one if their scores are at most this far apart.
 
     Raises:
         TwnError: A score is NaN or infinite: it has no rank.
     """
     _refuse_nan(scores)
-    relevant = grades > 0
-    handicapped = torch.where(relevant, scores - tolerance, scores)
-    by_grade = grades.argsort(dim=1, stable=True)
-    by_score = handicapped.gather(1, by_grade).argsort(dim=1, descending=True, stable=True)
-    order = by_grade.gather(1, by_score)
-    best = scores.masked_fill(~relevant, -torch.inf).amax(dim=1, keepdim=True)
-    tied = (~relevant & (scores > -torch.inf) & ((scores - best).abs() <= tolerance)).any(dim=1)
-    return Ranked(order=order, grades=grades.gather(1, order), tied=tied)
+    labels = Labels.of(labels) if isinstance(labels, Tensor) else labels
+    rows, columns = labels.rows, labels.columns
+    relevant = scores[rows, columns]
+    best = scores.new_full((len(scores),), -torch.inf).scatter_reduce_(0, rows, relevant, "amax")
+    others = scores.clone()
+    others[rows, columns] = -torch.inf
+    tied = (others - best[:, None]).abs_().amin(dim=1) <= tolerance
+    others[rows, columns] = relevant - tolerance
+    order = _first_places(others, labels, scores.shape[1] if num_places is None else num_places)
+    row, place = (order[rows] == columns[:, None]).nonzero(as_tuple=True)
+    is_placed = torch.zeros_like(rows, dtype=torch.bool).index_fill_(0, row, True)
+    grades = labels.grades.new_zeros(order.shape).index_put_((rows[row], place), labels.grades[row])
+    unplaced = _rows_of(labels.grades[~is_placed], rows[~is_placed], num_rows=len(scores))
+    return Ranked(order=order, grades=torch.cat([grades, unplaced], dim=1), tied=tied)
 
 
 def hit_at_k(grades: Tensor, k: int) -> Tensor:
@@ -140,8 +180,40 @@ def _num_relevant(grades: Tensor) -> Tensor:
     return (grades > 0).sum(dim=1).float().clamp(min=1.0)
 
 
+def _first_places(scores: Tensor, labels: Labels, num_places: int) -> Tensor:
+    """Columns by score; of equal ones the lower grade first, then the lower column, ``(Q, P)``."""
+    height, width = scores.shape
+    if num_places >= width:
+        return _in_order(scores, labels.table(height, width), torch.arange(width, device=scores.device).expand(height, -1))
+    found = scores.topk(num_places + 1, dim=1)
+    order, is_equal = found.indices[:, :num_places], found.values[:, 1:] == found.values[:, :-1]
+    has_equals = is_equal.any(dim=1)
+    if bool(has_equals.any()):
+        grades, is_open = labels.table(height, width), is_equal[:, -1]
+        order[has_equals] = _in_order(scores[has_equals], grades[has_equals], order[has_equals].sort(dim=1).values)
+        every = torch.arange(width, device=scores.device).expand(int(is_open.sum()), -1)  # of equals at the last place topk takes any
+        order[is_open] = _in_order(scores[is_open], grades[is_open], every)[:, :num_places]
+    return order
+
+
+def _in_order(scores: Tensor, grades: Tensor, columns: Tensor) -> Tensor:
+    """Some columns, which are given in ascending order, in the order of `_first_places`."""
+    columns = columns.gather(1, grades.gather(1, columns).argsort(dim=1, stable=True))
+    return columns.gather(1, scores.gather(1, columns).argsort(dim=1, descending=True, stable=True))
+
+
+def _rows_of(values: Tensor, rows: Tensor, *, num_rows: int) -> Tensor:
+    """Values of each row from the left, then zeros; ``rows`` ascends."""
+    counts = torch.bincount(rows, minlength=num_rows)
+    place = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    table = values.new_zeros(num_rows, int(counts.max()))
+    table[rows, place] = values
+    return table
+
+
 def _refuse_nan(scores: Tensor) -> None:
-    bad = (scores.isnan() | (scores == torch.inf)).any(dim=1)
+    worst = scores.amax(dim=1)  # NaN if there is one
+    bad = worst.isnan() | (worst == torch.inf)
     if bool(bad.any()):
         first = int(bad.int().argmax())
         raise TwnError(

@@ -101,6 +101,20 @@ def test_padding_is_ranked_last() -> None:
     assert (ranked.grades.tolist(), ranked.tied.tolist()) == ([[1.0, 0.0, 0.0]], [False])
 
 
+@pytest.mark.parametrize("step", [1e-7, 0.1])
+@pytest.mark.parametrize("num_values", [2, 6, 1000])
+def test_first_places_and_their_metrics_are_those_of_the_whole_ranking(num_values: int, step: float) -> None:
+    generator = torch.Generator().manual_seed(num_values)
+    scores = step * torch.randint(num_values, (40, 50), generator=generator)
+    grades = torch.where(torch.rand(40, 50, generator=generator) < 0.1, torch.randint(1, 4, (40, 50), generator=generator), 0).float()
+    whole, first = ranking.rank_candidates(scores, grades), ranking.rank_candidates(scores, grades, num_places=10)
+    assert torch.equal(first.order, whole.order[:, :10])
+    assert torch.equal(first.tied, whole.tied)
+    expected = ranking.all_metrics(whole.grades)
+    for name, values in ranking.all_metrics(first.grades).items():
+        torch.testing.assert_close(values, expected[name], msg=name)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_score_that_is_not_finite_has_no_rank(bad: float) -> None:
     scores = torch.tensor([[0.1, 0.2], [bad, 0.2]])
