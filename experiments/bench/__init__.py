@@ -1,0 +1,1 @@
+"""What the encoder and the training steps cost, measured against what they replace."""
