@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias, overload
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from twn_lightning.batches import Item
@@ -144,7 +146,10 @@ class Encoder:
         """
         if dtype not in (None, "float32", "bfloat16", "float16"):
             raise ConfigError(f"dtype is {dtype!r}; choose float32, bfloat16 or float16.")
-        where = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            where = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        except RuntimeError as error:
+            raise ConfigError(f"device is {str(device)!r}; choose cpu, cuda, cuda:1 …, or leave it out.") from error
         model = load_bundle(bundle, fallback=fallback)
         if merge:
             model.merge_for_inference()
@@ -166,7 +171,7 @@ class Encoder:
     @overload
     def encode(
         self,
-        inputs: EncoderInput | Sequence[EncoderInput],
+        inputs: EncoderInput | Iterable[EncoderInput],
         *,
         side: Side = "query",
         instruction: str | None = None,
@@ -181,7 +186,7 @@ class Encoder:
     @overload
     def encode(
         self,
-        inputs: EncoderInput | Sequence[EncoderInput],
+        inputs: EncoderInput | Iterable[EncoderInput],
         *,
         side: Side = "query",
         instruction: str | None = None,
@@ -195,7 +200,7 @@ class Encoder:
 
     def encode(  # noqa: PLR0913 - all but one by keyword
         self,
-        inputs: EncoderInput | Sequence[EncoderInput],
+        inputs: EncoderInput | Iterable[EncoderInput],
         *,
         side: Side = "query",
         instruction: str | None = None,
@@ -211,7 +216,7 @@ class Encoder:
         Batches of similar length are made, read and thought about as suits the device; the vectors do not depend on it.
 
         Args:
-            inputs: Words, files, pictures, mixtures (`EncoderInput`), or a sequence of them.
+            inputs: Words, files, pictures, mixtures (`EncoderInput`), or several of them in a list or whatever can be gone through.
             side: Whether they are searched with or searched, for the budget: thoughts of queries and of documents differ in number and length.
             instruction: What the vectors are for, of inputs that bring none of their own; None for the bundle's default.
             think: Whether to reason before embedding; "auto" lets the gate decide for each input.
@@ -232,11 +237,13 @@ class Encoder:
             ConfigError: An argument is out of range, or the bundle knows no threshold for the budget.
             DataError: There is no input, or one is empty or cannot be read.
         """
+        if instruction is not None and not isinstance(instruction, str):
+            raise ConfigError(f"instruction is {instruction!r}; give a string, or None for the bundle's own.")
         if on_error not in ("raise", "skip"):
             raise ConfigError(f"on_error is {on_error!r}; choose raise or skip.")
         threshold = self.threshold(think=think, budget=budget, side=side)
         limits = self._limits(batch_size)
-        is_one = isinstance(inputs, str) or not isinstance(inputs, Sequence)
+        is_one = isinstance(inputs, str | bytes | Path | Image.Image | Item | Mapping) or not isinstance(inputs, Iterable)
         sequence: list[EncoderInput] = [inputs] if is_one else list(inputs)  # type: ignore[list-item, arg-type]
         if not sequence:
             raise DataError("There is nothing to encode: the list of inputs is empty.")
@@ -266,6 +273,8 @@ class Encoder:
         gate = self.model.gate
         if budget is None:
             return gate.threshold
+        if not isinstance(budget, int | float):
+            raise ConfigError(f"budget is {budget!r}; give a number of reasoning tokens.")
         if think != "auto":
             raise ConfigError(f'budget is {budget:g} and think is "{think}": a budget is what the gate is to keep to; leave one of them out.')
         tokens = "query_tokens" if side == "query" else "candidate_tokens"
@@ -316,9 +325,13 @@ class Encoder:
     def _limits(self, batch_size: int | Literal["auto"]) -> Limits:
         if batch_size == "auto":
             return Limits.automatic(self.model.device, max_prompt_tokens=self.max_prompt_tokens)
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size!r}; it must be at least 1, or 'auto'.")
-        return Limits.of_rows(batch_size, max_prompt_tokens=self.max_prompt_tokens)
+        try:
+            rows = operator.index(batch_size)
+        except TypeError:
+            rows = 0
+        if rows < 1:
+            raise ConfigError(f"batch_size is {batch_size!r}; it must be a whole number of at least 1, or 'auto'.")
+        return Limits.of_rows(rows, max_prompt_tokens=self.max_prompt_tokens)
 
     def _fill(
         self, table: Table, items: Mapping[int, Item], *, think: Think, threshold: float, limits: Limits, progress: Callable[[int], None]

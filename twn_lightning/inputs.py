@@ -10,6 +10,8 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TypeAlias
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from PIL import Image
 
@@ -39,7 +41,22 @@ def to_item(value: EncoderInput, *, instruction: str | None = None) -> Item:
         DataError: It is none of these things, or an address cannot be fetched.
     """
     item = _item(value)
-    return replace(item, instruction=instruction) if instruction and not item.instruction else item
+    if instruction and not item.instruction:
+        item = replace(item, instruction=instruction)
+    if not (item.text.strip() or item.images or item.video is not None or item.instruction.strip()):
+        raise DataError("It is empty: give words, a picture or a clip.")
+    if not is_utf8(item.text + item.instruction):
+        raise DataError("Its words hold half of a surrogate pair, which is no text: decode them with errors='replace'.")
+    return item
+
+
+def is_utf8(words: str) -> bool:
+    """Whether words can be encoded: lone surrogates, which a lenient decoder leaves, cannot."""
+    try:
+        words.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _item(value: object) -> Item:
@@ -75,7 +92,7 @@ def _from_mapping(value: Mapping[object, object]) -> Item:
         hint = f"did you mean {near[0]!r}?" if near else f"choose among {', '.join(FIELDS)}."
         raise DataError(f"An input has the key {unknown[0]!r}: {hint}")
     images = value.get("image")
-    if images is None:
+    if images is None or images == "":
         images = ()
     elif isinstance(images, str | Path | Image.Image):
         images = (images,)
@@ -102,9 +119,13 @@ def _image(source: object) -> ImageSource:
 
 
 def _video(source: object) -> VideoSource | None:
-    if source is None or isinstance(source, Path):
+    if source is None or source == "":
+        return None
+    if isinstance(source, Path):
         return source
     if isinstance(source, str):
+        if source.startswith("file://"):
+            return Path(url2pathname(urlsplit(source).path))
         return _copy(source) if _is_address(source) else Path(source)
     if isinstance(source, Sequence):
         frames = [frame for frame in source if isinstance(frame, Image.Image)]
@@ -123,8 +144,9 @@ def _fetched(address: str) -> bytes:
     try:
         with fsspec.open(address, "rb") as file:
             return bytes(file.read())
-    except (OSError, ValueError, ImportError) as error:  # ValueError: a protocol that nobody knows
-        raise DataError(f"{address}: this address cannot be fetched ({error}): mend it, or download the file and give its path.") from error
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise DataError(f"{address[:200]}: this address cannot be fetched ({why}): mend it, or download the file and give its path.") from error
 
 
 @cache

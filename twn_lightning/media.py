@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -20,6 +21,9 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".we
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 """Files of these endings are clips."""
 
+MAX_ASPECT_RATIO = 200
+"""How many times as long as the other a picture's side may be; the families' processors take no more."""
+
 MIN_FRAMES = 2
 """Frames a clip has at least: video backbones merge two frames into one patch."""
 
@@ -33,7 +37,7 @@ def load_image(source: ImageSource) -> Image.Image:
     if isinstance(source, Image.Image):
         try:
             return _rgb(source)
-        except (OSError, SyntaxError, ValueError) as error:  # opened, and not decoded until now
+        except (OSError, SyntaxError, ValueError, struct.error) as error:  # opened, and not decoded until now
             raise DataError(_unreadable_image("a picture", error)) from error
     _require_file(source, "image")
     return decoded_image(source, name=str(source))
@@ -52,7 +56,7 @@ def decoded_image(file: Path | IO[bytes], *, name: str) -> Image.Image:
     try:
         with Image.open(file) as picture:
             return _rgb(picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(_unreadable_image(name, error)) from error
 
 
@@ -75,7 +79,7 @@ def load_video(source: VideoSource, *, num_frames: int) -> tuple[Image.Image, ..
         if not source:
             raise DataError("A video was given as an empty tuple of frames: give at least one frame, or None for no video.")
         frames = [load_image(source[index]) for index in _spread(len(source), num_frames)]
-    elif source.is_dir():
+    elif is_folder(source):
         files = frame_files(source)
         frames = [load_image(files[index]) for index in _spread(len(files), num_frames)]
     else:
@@ -135,12 +139,41 @@ def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    upright = ImageOps.exif_transpose(picture)
+    upright = _eight_bits(_upright_picture(picture))
+    short, long = sorted(upright.size)
+    if long > MAX_ASPECT_RATIO * short:
+        size = f"{upright.width} x {upright.height}"
+        raise ValueError(f"it is {size}, and no side may be more than {MAX_ASPECT_RATIO} times as long as the other: crop it")
     if upright.has_transparency_data:
         layer = upright.convert("RGBA")
         paper = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(paper, layer).convert("RGB")
     return upright.convert("RGB")
+
+
+def _upright_picture(picture: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except (struct.error, SyntaxError, TypeError, ValueError, KeyError, ZeroDivisionError):  # damaged EXIF, the picture itself may be whole
+        return picture
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits or of fractions in 8 bits, which Pillow would cut off instead of scaling.
+
+    Raises:
+        ValueError: Numbers of no known range.
+    """
+    if not (picture.mode.startswith("I") or picture.mode == "F"):
+        return picture
+    numbers = np.asarray(picture, dtype=np.float64)
+    low, high = float(numbers.min()), float(numbers.max())
+    top = next((top for top in ((1.0, 255.0, 65535.0) if picture.mode == "F" else (255.0, 65535.0)) if high <= top), None)
+    if picture.mode.startswith("I;16"):
+        top = 65535.0
+    if top is None or low < 0.0:
+        raise ValueError(f"its numbers go from {low:g} to {high:g}, and nobody says which of them is white: save it with 8 or 16 bits")
+    return Image.fromarray((numbers * (255.0 / top)).round().astype(np.uint8))
 
 
 def _spread(available: int, wanted: int) -> list[int]:
@@ -188,14 +221,31 @@ def _upright(frame: av.VideoFrame) -> Image.Image:
 
 
 def _require_file(source: Path, kind: str) -> None:
-    if source.is_dir():
-        raise DataError(f"{source}: this {kind} is a folder: name a file.")
+    if is_folder(source):
+        raise DataError(f"{_shown(source)}: this {kind} is a folder: name a file.")
     if not source.is_file():
-        raise DataError(f"{source}: this {kind} does not exist: put the file there, or correct its path.")
+        raise DataError(f"{_shown(source)}: this {kind} does not exist: put the file there, or correct its path.")
+
+
+def is_folder(source: Path) -> bool:
+    """Whether a path is a folder.
+
+    Raises:
+        DataError: It is no path that this machine could have.
+    """
+    try:
+        return source.is_dir()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{_shown(source)}: this is no path ({type(error).__name__}): name a file, or give a PIL image.") from error
+
+
+def _shown(source: Path | str) -> str:
+    words = str(source)
+    return words if len(words) <= 200 else f"{words[:100]}…{words[-40:]}"
 
 
 def _unreadable_image(source: Path | str, error: Exception) -> str:
-    return f"{source}: this image cannot be read ({error}): replace the file, or leave out the rows that name it."
+    return f"{_shown(source)}: this image cannot be read ({error}): replace the file, or leave out the rows that name it."
 
 
 def _unreadable_video(source: Path, why: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -78,6 +79,12 @@ def test_arguments_out_of_range_are_refused(encoder: Encoder) -> None:
         encoder.encode("x", think="sometimes")  # type: ignore[call-overload]
     with pytest.raises(ConfigError, match="batch_size is 0"):
         encoder.encode("x", batch_size=0)
+    with pytest.raises(ConfigError, match="batch_size is 2.5"):
+        encoder.encode("x", batch_size=2.5)  # type: ignore[call-overload]
+    with pytest.raises(ConfigError, match="budget is '10'"):
+        encoder.encode("x", budget="10")  # type: ignore[call-overload]
+    with pytest.raises(ConfigError, match="instruction is 3"):
+        encoder.encode("x", instruction=3)  # type: ignore[call-overload]
     with pytest.raises(DataError, match="nothing to encode"):
         encoder.encode([])
 
@@ -194,12 +201,20 @@ def test_the_bundles_own_limit_of_prompts_cuts_instead_of_refusing(make_model: C
     assert encoding.truncated == (0,)
 
 
+def test_whatever_can_be_gone_through_is_a_list_of_inputs(encoder: Encoder) -> None:
+    expected = encoder.encode(["one", "two"], think="never")
+    for several in (("one", "two"), (word for word in ("one", "two")), np.array(["one", "two"])):
+        assert torch.equal(encoder.encode(several, think="never"), expected)
+
+
 def test_search_finds_what_was_encoded(encoder: Encoder, make_items: MakeItems) -> None:
     vectors = encoder.encode(make_items(6), think="never")
     assert encoder.search(vectors, vectors, top_k=1).indices.flatten().tolist() == list(range(6))
 
 
 def test_a_device_or_type_that_is_not_there_is_named(tiny_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="device is 'gpu'; choose cpu"):
+        Encoder.from_pretrained(tiny_bundle, device="gpu")
     with pytest.raises(ConfigError, match="dtype is 'float8'"):
         Encoder.from_pretrained(tiny_bundle, dtype="float8")
     if not torch.cuda.is_available():

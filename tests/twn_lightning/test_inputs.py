@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import fsspec
 import pytest
 from PIL import Image
 
@@ -39,7 +40,10 @@ def test_addresses_are_fetched(tmp_path: Path) -> None:
     (picture,) = to_item({"image": f"file://{tmp_path}/red.png"}).images
     assert isinstance(picture, Image.Image)
     assert picture.getpixel((0, 0)) == (255, 0, 0)
-    clip = to_item({"video": f"file://{tmp_path}/clip.mp4"}).video
+    assert to_item({"video": f"file://{tmp_path}/clip.mp4"}).video == tmp_path / "clip.mp4"
+    with fsspec.filesystem("memory").open("/clip.mp4", "wb") as file:
+        file.write(b"clip")
+    clip = to_item({"video": "memory://clip.mp4"}).video
     assert isinstance(clip, Path)
     assert (clip.suffix, clip.read_bytes()) == (".mp4", b"clip")
 
@@ -48,6 +52,10 @@ def test_addresses_are_fetched(tmp_path: Path) -> None:
     ("value", "words"),
     [
         (3, "An input is a int"),
+        ("", "It is empty"),
+        ({"image": "", "video": ""}, "It is empty"),
+        ("half \ud800", "half of a surrogate pair"),
+        (b"bytes", "An input is a bytes"),
         (Path("notes.txt"), "notes.txt: its ending says neither picture"),
         ({"txet": "a"}, "'txet': did you mean 'text'"),
         ({"sound": "a"}, "'sound': choose among text, image, video, instruction"),

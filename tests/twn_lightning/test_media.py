@@ -152,3 +152,37 @@ def _write_tone(path: Path) -> None:
     samples = np.zeros(800, dtype="<i2").tobytes()
     header = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + len(samples), b"WAVE", b"fmt ", 16, 1, 1, 8000, 16000, 2, 16, b"data", len(samples))
     path.write_bytes(header + samples)
+
+
+def test_grey_of_sixteen_bits_and_of_fractions_keeps_its_shades() -> None:
+    ramp = np.linspace(0, 1, 256).reshape(16, 16)
+    expected = np.asarray(load_image(Image.fromarray((ramp * 255).round().astype(np.uint8))))
+    for values in ((ramp * 65535).round().astype(np.uint16), (ramp * 65535).round().astype(np.int32), ramp.astype(np.float32)):
+        shades = np.asarray(load_image(Image.fromarray(values))).astype(int)
+        assert np.abs(shades - expected).max() <= 1
+    with pytest.raises(DataError, match="numbers go from -3 to 70000"):
+        load_image(Image.fromarray(np.array([[-3, 70000]], np.int32)))
+
+
+@pytest.mark.filterwarnings("ignore:Truncated File Read")  # Pillow's, of the EXIF block
+def test_damaged_exif_does_not_cost_the_picture(tmp_path: Path) -> None:
+    path = tmp_path / "odd.jpg"
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\x1a\x01\x05\0\x01\0\0\0\xff\xff\xff\x7f\0\0\0\0"
+    Image.new("RGB", (6, 4), "red").save(path, exif=exif)
+    assert load_image(path).getpixel((1, 1)) == pytest.approx((254, 0, 0), abs=2)
+
+
+def test_strips_and_things_that_are_no_paths_are_named(tmp_path: Path) -> None:
+    Image.new("RGB", (2000, 1)).save(tmp_path / "strip.png")
+    with pytest.raises(DataError, match=r"strip.png: .*2000 x 1, and no side may be more than 200 times"):
+        load_image(tmp_path / "strip.png")
+    source = Path("data:image/png;base64," + "A" * 9000)
+    with pytest.raises(DataError, match="this is no path"):
+        load_image(source)
+    with pytest.raises(DataError, match="this is no path"):
+        load_video(source, num_frames=2)
+    truncated = tmp_path / "truncated.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(truncated)
+    truncated.write_bytes(truncated.read_bytes()[:4000])
+    with Image.open(truncated) as opened, pytest.raises(DataError, match="a picture: this image cannot be read"):
+        load_image(opened)

@@ -139,6 +139,9 @@ def _try(processor: Processor, items: Sequence[Item]) -> Inputs | DataError:
         return processor.inputs(items)
     except DataError as error:
         return error
+    except Exception as error:
+        log.debug("an input failed", exc_info=True)
+        return DataError(f"It cannot be made into a prompt ({type(error).__name__}: {error}): mend it, or leave it out.")
 
 
 def _cut(processor: Processor, item: Item, *, max_prompt_tokens: int) -> Item | str:

@@ -1,7 +1,7 @@
 """A bundle as a model of mteb: its tasks on words, pictures and clips, with any think mode.
 
-    import mteb
     from twn_lightning.integrations.mteb import MtebEncoder
+    import mteb
     model = MtebEncoder("runs/mini/5_gate_refit/bundle", think="auto")
     results = mteb.evaluate(model, mteb.get_tasks(tasks=["STS12", "CIFAR10ZeroShot"]))
 

@@ -1,7 +1,7 @@
 """A bundle as a module of sentence-transformers: its `encode`, `encode_query`, `encode_document`, saving, loading, and training without thoughts.
 
-    from sentence_transformers import SentenceTransformer
     from twn_lightning.integrations.sentence_transformers import TwnModule
+    from sentence_transformers import SentenceTransformer
     model = SentenceTransformer(modules=[TwnModule("runs/mini/5_gate_refit/bundle")])
     scores = model.similarity(model.encode_query("a red bird"), model.encode_document(["a robin", "a blue fish"]))
 

@@ -195,16 +195,30 @@ def broken(tmp_path: Path) -> list[object]:
 def test_broken_inputs_are_named_and_the_rest_goes_on(tiny_model: DualLoRAModel, broken: list[object]) -> None:
     with pytest.warns(UserWarning, match=r"5 of 7 inputs were skipped; input 1: .*broken\.png: this image cannot be read"):
         encoding = encode(tiny_model, broken, LIMITS["all"], on_error="skip")  # type: ignore[arg-type]
-    words = ["broken.png", "empty.mp4", "neither text nor image nor video", "exceeds limit", "did you mean 'image'"]
+    words = ["broken.png", "empty.mp4", "It is empty", "exceeds limit", "did you mean 'image'"]
     assert list(encoding.errors) == [1, 2, 4, 5, 6]
     assert all(word in reason for word, reason in zip(words, encoding.errors.values(), strict=True))
     assert encoding.vectors.isnan().any(dim=1).nonzero().flatten().tolist() == [1, 2, 4, 5, 6]
     good = encode(tiny_model, [Item(text="fine"), Item(text="fine too")], LIMITS["all"])
     assert (encoding.vectors[[0, 3]] - good.vectors).abs().max() <= 1e-5
-    with pytest.raises(DataError, match="Input 6: .*did you mean 'image'"):  # found before anything is encoded
+    with pytest.raises(DataError, match="Input 4: It is empty"):  # found before anything is encoded
         encode(tiny_model, broken, LIMITS["all"])  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"Input 1: .*broken\.png"):
         encode(tiny_model, broken[:3], LIMITS["all"])  # type: ignore[arg-type]
+
+
+def test_whatever_an_input_does_to_the_processor_costs_that_input_alone(tiny_model: DualLoRAModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tiny_model.processor.inputs
+
+    def fragile(items: Sequence[Item]) -> Inputs:
+        if any("odd" in item.text for item in items):
+            raise ZeroDivisionError("division by zero")
+        return own(items)
+
+    monkeypatch.setattr(tiny_model.processor, "inputs", fragile)
+    with pytest.warns(UserWarning, match="1 of 3 inputs were skipped; input 1: It cannot be made into a prompt .ZeroDivisionError"):
+        encoding = encode(tiny_model, [Item(text="one"), Item(text="odd"), Item(text="two")], LIMITS["all"], on_error="skip")
+    assert list(encoding.errors) == [1]
 
 
 def test_a_text_that_is_too_long_is_cut_at_its_end(tiny_model: DualLoRAModel) -> None:
