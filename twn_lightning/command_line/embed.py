@@ -185,6 +185,7 @@ def _report(outcome: Outcome, out: Path) -> str:
     lines += [f"  same id      {twice['rows']:,} rows have the id of an earlier row: {', '.join(twice.get('examples', ()))}"] * bool(twice["rows"])
     if not manifest["complete"]:
         missing = manifest["parts"] - counts["num_parts"]
-        busy = f", {outcome.num_busy:,} of them in work elsewhere" * bool(outcome.num_busy)
+        num_busy = min(outcome.num_busy, missing)  # others have been finished meanwhile
+        busy = f", {num_busy:,} of them in work elsewhere" * bool(num_busy)
         lines.append(f"  unfinished   {missing:,} of {manifest['parts']:,} parts are still to be made{busy}")
     return "\n".join(lines)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from twn_lightning.command_line.search import result_console
+from twn_lightning.command_line.search import medium, result_console
 
 if TYPE_CHECKING:
     from twn_lightning.index.explanation import CurvePlace, Gains
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def explain(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     index: Annotated[Path, typer.Argument(help="Folder that `twn index` made.", show_default=False)],
     words: Annotated[str, typer.Argument(help="What to search with; may be left out if there is a picture or a clip.")] = "",
-    image: Annotated[Path | None, typer.Option(help="A picture to search with.")] = None,
-    video: Annotated[Path | None, typer.Option(help="A clip, or a folder of its frames.")] = None,
+    image: Annotated[str | None, typer.Option(metavar="FILE", help="A picture to search with, or its address.")] = None,
+    video: Annotated[str | None, typer.Option(metavar="FILE", help="A clip, a folder of its frames, or its address.")] = None,
     instruction: Annotated[str, typer.Option(help="What the search is for, as in training; default: the bundle's.")] = "",
     relevant: Annotated[list[str] | None, typer.Option(metavar="ID", help="A document that should be found; may be given several times.")] = None,
     temperature: Annotated[float, typer.Option(help="Divides the scores in the gain; training's default is 0.02.")] = 0.02,
@@ -51,7 +51,7 @@ def explain(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     from twn_lightning.index.payload import explanation_payload
     from twn_lightning.index.searcher import Query, Searcher
 
-    query = Query(words, image, video, instruction)
+    query = Query(words, medium(image), medium(video), instruction)
     query.value()  # an empty one is refused before a model is loaded
     searcher = Searcher.open(index, bundle=bundle, device=device, force=force)
     documents = searcher.index.documents(relevant or [])

@@ -54,12 +54,14 @@ def describe(bundle: Path) -> Facts:
     """What is known of a bundle, as plain values; "problems" names what is wrong with it, in words.
 
     Raises:
-        CheckpointError: There is no such folder.
+        CheckpointError: There is no such folder, or it is an index.
     """
     from twn_lightning.bundle_files import read_gate, read_queries, read_spec
 
     if not bundle.is_dir():
         raise CheckpointError(f"There is no bundle at {bundle}: name the folder that training left.")
+    if (bundle / "index.json").is_file():
+        raise CheckpointError(f"{bundle} is an index, not a bundle: `twn search {bundle} WORDS` searches it; its index.json names its bundle.")
     problems: list[str] = []
     config = _tried(problems, lambda: _config(bundle)) or {}
     reasoning, embedding = (_tried(problems, partial(read_spec, bundle / name)) for name in ("reasoning", "embedding"))

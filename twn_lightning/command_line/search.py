@@ -23,8 +23,8 @@ _WIDTH = 120
 def search(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     index: Annotated[Path, typer.Argument(help="Folder that `twn index` made.", show_default=False)],
     words: Annotated[str, typer.Argument(help="What to search with; may be left out if there is a picture or a clip.")] = "",
-    image: Annotated[Path | None, typer.Option(help="A picture to search with.")] = None,
-    video: Annotated[Path | None, typer.Option(help="A clip, or a folder of its frames.")] = None,
+    image: Annotated[str | None, typer.Option(metavar="FILE", help="A picture to search with, or its address.")] = None,
+    video: Annotated[str | None, typer.Option(metavar="FILE", help="A clip, a folder of its frames, or its address.")] = None,
     instruction: Annotated[str, typer.Option(help="What the search is for, as in training; default: the bundle's.")] = "",
     think: Annotated[Literal["auto", "always", "never"], typer.Option(help="Whether to reason first; auto: the gate decides.")] = "auto",
     budget: Annotated[float | None, typer.Option(help="Reasoning tokens a query that auto may spend on average.")] = None,
@@ -50,7 +50,7 @@ def search(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     from twn_lightning.index.payload import ranking_payload, thinking_payload
     from twn_lightning.index.searcher import Query, Searcher
 
-    query = Query(words, image, video, instruction)
+    query = Query(words, medium(image), medium(video), instruction)
     query.value()  # an empty one is refused before a model is loaded
     searcher = Searcher.open(index, bundle=bundle, device=device, force=force)
     ranking, thinking = searcher.search(query, top_k=top_k, think=think, budget=budget, exact=exact)
@@ -62,6 +62,11 @@ def search(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     console.print(thinking_lines(thinking, think=think))
     console.print(_table(ranking.hits))
     console.print(f"{ranking.encode_ms:,.0f} ms for the vector, {ranking.search_ms:,.0f} ms for {len(searcher.index):,} documents", style="dim")
+
+
+def medium(given: str | None) -> Path | str | None:
+    """A file's path; an address as it is."""
+    return Path(given) if given and "://" not in given else given
 
 
 def result_console() -> Console:

@@ -22,7 +22,7 @@ MEDIA_SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
 """Files of these endings are pictures or clips."""
 
 _LISTING = pa.schema([("root", pa.int32()), ("name", pa.string()), ("bytes", pa.int64())])
-_NAMELESS = {".": "hidden", "?": "name is no UTF-8"}
+_NAMELESS = {".": "hidden", "?": "name is no UTF-8", "!": "cannot be looked at"}
 _ROWS_A_GROUP = 1 << 16
 
 
@@ -46,7 +46,8 @@ class Listing:
 def walk(folder: Path, *, without: Path | None = None) -> Iterator[tuple[str, int]]:
     """Path below the folder, with slashes, and size of each file, sorted by path.
 
-    Hidden ones are given as ".", those whose names are no UTF-8 as "?". Memory: the names of one folder at a time. Links to folders are not followed.
+    Hidden ones are given as ".", those whose names are no UTF-8 as "?", links to themselves as "!". Memory: the names of one folder
+    at a time. Links to folders are not followed.
 
     Args:
         folder: Where.
@@ -62,11 +63,19 @@ def walk(folder: Path, *, without: Path | None = None) -> Iterator[tuple[str, in
             if entry.name.startswith(".") or not is_utf8(entry.name):
                 yield "." if entry.name.startswith(".") else "?", 0
             elif not entry.is_dir(follow_symlinks=False):
-                yield entry.name, entry.stat().st_size if entry.is_file() else 0
+                yield _measured(entry)
             elif without is None or Path(entry.path).resolve() != without:
                 yield from ((name if name in _NAMELESS else f"{entry.name}/{name}", size) for name, size in walk(Path(entry.path), without=without))
     except OSError as error:
         raise DataError(f"{error.filename}: this cannot be read ({error.strerror}): mend its permissions, or leave it out.") from error
+
+
+def _measured(entry: os.DirEntry[str]) -> tuple[str, int]:
+    """Name and size of a file; a link that leads to itself, and whatever else cannot be looked at, is counted and left out."""
+    try:
+        return entry.name, entry.stat().st_size if entry.is_file() else 0
+    except OSError:
+        return "!", 0
 
 
 def suffix_of(name: str) -> str:

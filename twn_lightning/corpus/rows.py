@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import difflib
 import io
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 from PIL import Image, UnidentifiedImageError
 
@@ -155,6 +157,8 @@ def _cell(kind: str, content: object, folder: Path) -> object:
     if content is None or content in ("", []):
         return None
     if kind in ("text", "instruction"):
+        if isinstance(content, int | float):  # a column of numbers; as CSV has them
+            content = str(content)
         if not isinstance(content, str):
             raise DataError(f"its {kind} is of type {type(content).__name__}, not a string")
         if not is_utf8(content):
@@ -168,12 +172,25 @@ def _cell(kind: str, content: object, folder: Path) -> object:
 def _medium(kind: str, content: object, folder: Path) -> Path | str | Image.Image:
     if isinstance(content, Mapping) and content.keys() <= {"bytes", "path"}:
         content = content.get("bytes") or content.get("path")
+    if isinstance(content, str) and content.startswith("data:"):
+        if kind != "image":
+            raise DataError(f"its {kind} is a data address, not a path or address")
+        content = _data(content)
     if isinstance(content, str) and content:
         return content if "://" in content else folder / content
     if isinstance(content, bytes) and kind == "image":
         return _picture(content)
     forms = "path, address or bytes" if kind == "image" else "path or address"
     raise DataError(f"its {kind} is {f'of type {type(content).__name__}' if content else 'empty'}, not a {forms}")
+
+
+def _data(address: str) -> bytes:
+    """What an address of the form ``data:image/png;base64,…`` holds."""
+    head, _, content = address.partition(",")
+    try:
+        return base64.b64decode(content, validate=True) if head.endswith(";base64") else unquote_to_bytes(content)
+    except ValueError as error:
+        raise DataError("its image cannot be read (a data address that is no base64)") from error
 
 
 def _picture(content: bytes) -> Image.Image:

@@ -10,8 +10,9 @@ import bisect
 import csv
 import itertools
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Protocol, TypeAlias
 
@@ -117,7 +118,7 @@ class ParquetTable:
                     _BATCH_OF_BYTES if has_bytes else _BATCH_OF_WORDS, row_groups=list(range(group, len(self.starts) - 1)), columns=own
                 )
                 for batch in batches:
-                    yield from batch.slice(min(skip, len(batch))).to_pylist()
+                    yield from _rows_of(batch.slice(min(skip, len(batch))))
                     skip = max(0, skip - len(batch))
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{self.path}: this file cannot be read on from row {first} ({error}): copy it again.") from error
@@ -130,10 +131,27 @@ def _open_parquet(path: Path) -> ParquetTable:
     with pq.ParquetFile(path) as file:
         counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         names = tuple(file.schema_arrow.names)
+    _check_names(path, names)
     starts = [0]
     for count in counts:
         starts.append(starts[-1] + count)
     return ParquetTable(path, names, tuple(starts))
+
+
+def _rows_of(batch: pa.RecordBatch) -> list[RawRow]:
+    """Rows, or why one cannot be read: its text is no UTF-8, its date is beyond those of Python."""
+    try:
+        return list(batch.to_pylist())
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        if len(batch) == 1:
+            return [f"the row cannot be read ({error})"]
+        return [row for number in range(len(batch)) for row in _rows_of(batch.slice(number, 1))]
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise DataError(f"{path}: two columns have the same name ({', '.join(twice)}): rename one.")
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -187,7 +205,7 @@ class TextTable:
             return cells if isinstance(cells, str) else {name: cells[name] for name in columns if name in cells}
         if len(record) != len(self.columns):
             return f"the row has not as many cells as the header ({len(record)}, not {len(self.columns)})"
-        chosen: Cells = {name: cell for name, cell in zip(self.columns, record, strict=True) if name in columns}
+        chosen: Cells = {name: cell for name, cell in zip(self.columns, record, strict=True) if name and name in columns}
         return chosen if all(is_utf8(str(cell)) for cell in chosen.values()) else "the row is no valid UTF-8"
 
 
@@ -239,7 +257,7 @@ def _json_object(line: bytes) -> RawRow:
         cells = json.loads(line)
     except UnicodeDecodeError as error:
         return f"the row is no valid UTF-8 ({error.reason})"
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         return f"the row is no valid JSON ({error})"
     return cells if isinstance(cells, dict) else f"the row is a JSON {type(cells).__name__}, not an object"
 
@@ -265,16 +283,19 @@ def _open_csv(path: Path) -> TextTable:
     with path.open("rb") as file:
         lines = _Lines(_past_bom(file))
         records = _csv_records(lines, delimiter)
+        if file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise DataError(f"{path}: this file is UTF-16: save it as UTF-8.")
         header = next(records, "it is empty")
         if not isinstance(header, list):
             raise DataError(f"{path}: this file has no header ({header!r}): its first line must name the columns.")
-        if len(set(header)) < len(header):
-            raise DataError(f"{path}: two columns have the same name ({', '.join(header)}): rename one.")
+        _check_names(path, [name for name in header if name])
+        if len(header) == 1 and ";" in header[0]:
+            raise DataError(f"{path}: its columns are separated by semicolons: save it with commas, or with tabs as .tsv.")
         num_rows, marks = _marked(lines, records)
     return TextTable(path, tuple(header), num_rows, marks, delimiter)
 
 
-def _past_bom(file: IO[bytes]) -> IO[bytes]:
+def _past_bom(file: BufferedReader) -> BufferedReader:
     file.seek(0)
     if file.read(len(_BOM)) != _BOM:
         file.seek(0)

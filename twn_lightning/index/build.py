@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
-from twn_lightning.errors import ConfigError, DataError, TwnError
+from twn_lightning.errors import ConfigError, DataError
 from twn_lightning.index.embeddings import Embeddings, LeftOut
 from twn_lightning.index.recall import approximate
 from twn_lightning.index.texts import Texts
-from twn_lightning.index.vector_index import MANIFEST, TABLE, Ann, IndexFacts, Progress, VectorIndex, database
+from twn_lightning.index.vector_index import MANIFEST, TABLE, Ann, IndexFacts, Progress, VectorIndex, database, replaced, restore
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +55,27 @@ class BuildOptions:
 
 def build_index(embeddings: str | Path, out: str | Path, *, options: BuildOptions, progress: Progress | None = None) -> VectorIndex:
     """Makes an index of a folder that `twn embed` wrote; see `VectorIndex.build`."""
-    out = Path(out)
+    out = Path(out).absolute()
+    lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with lock:
+            try:
+                return _build(embeddings, out, options, progress)
+            finally:
+                Path(lock.lock_file).unlink(missing_ok=True)
+    except Timeout:
+        raise ConfigError(f"Another `twn index` is writing {out}: wait for it, or choose another --out.") from None
+    except OSError as error:
+        raise DataError(f"{out.parent} cannot be written ({error.strerror}): choose another --out.") from error
+
+
+def _build(embeddings: str | Path, out: Path, options: BuildOptions, progress: Progress | None) -> VectorIndex:
+    restore(out)
     _check_place(out, overwrite=options.overwrite)
     source = Embeddings.open(embeddings)
     writing = out.with_name(f".{out.name}.writing")
-    shutil.rmtree(writing, ignore_errors=True)
+    shutil.rmtree(writing, ignore_errors=True)  # of a build that was killed
     try:
         index = _write(source, writing, options, progress)
         if options.is_approximate(len(index)):
@@ -98,34 +117,37 @@ def _write(source: Embeddings, folder: Path, options: BuildOptions, progress: Pr
 
 def _stored(store: Any, schema: Any, records: Iterator[Any]) -> Any:
     """LanceDB's table of the records. What goes wrong in reading them comes through as it is, not as LanceDB words it."""
-    failures: list[TwnError] = []
+    failures: list[BaseException] = []
 
     def watched() -> Iterator[Any]:
         try:
             yield from records
-        except TwnError as error:
+        except GeneratorExit:  # LanceDB itself has failed
+            raise
+        except BaseException as error:  # Ctrl-C as well
             failures.append(error)
             raise
 
     try:
         return store.create_table(TABLE, data=pa.RecordBatchReader.from_batches(schema, watched()), schema=schema)
-    except (RuntimeError, ValueError):
+    except BaseException:
         if failures:
             raise failures[0] from None
         raise
 
 
 def _records(source: Embeddings, schema: Any, left_out: LeftOut, *, strict: bool, progress: Progress | None) -> Iterator[Any]:
-    texts, names, done = Texts.of(source.folder, source.manifest["made_of"]), Names(source.doubtful_ids()), 0
-    for ids, thoughts, vectors in source.batches(left_out):
-        unique = names.unique(ids)
+    texts, names, done = Texts.of(source.folder, source.manifest["made_of"], source.parts), Names(*source.id_hashes()), 0
+    for ids, kept, thoughts, vectors in source.batches(left_out):
+        shown = texts.take(ids)
+        unique = names.unique([ids[place] for place in kept])
         if strict and (left_out.counts or names.num_changed):
             what = left_out.words() or f"{names.example[0]!r} is the id of several rows"
             raise DataError(f"{source.folder}: {what}. Embed the corpus again, or build without --strict, which goes on.")
-        columns = [unique, *texts.take(ids), thoughts]
+        columns = [unique, *([column[place] for place in kept] for column in shown), thoughts]
         flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), source.dim)
         yield pa.record_batch([*(pa.array(column, pa.string()) for column in columns), flat], schema)
-        done += len(ids)
+        done += len(kept)
         if progress is not None:
             progress(done + sum(left_out.counts.values()), source.num_rows)
     if names.num_changed:
@@ -136,14 +158,16 @@ def _records(source: Embeddings, schema: Any, left_out: LeftOut, *, strict: bool
 
 @dataclass
 class Names:
-    """Ids that name one document each: of equal ones the second is "id (2)".
+    """Ids that name one document each: of equal ones the second is "id (2)", or the next number that makes the id of no row.
 
     Attributes:
+        known: Hashes of all ids, sorted.
         doubtful: Hashes of the ids that may be equal.
         num_changed: Ids that were changed.
         example: One of them, before and after.
     """
 
+    known: NDArray[np.int64]
     doubtful: set[int]
     num_changed: int = 0
     example: tuple[str, str] = ("", "")
@@ -157,10 +181,15 @@ class Names:
         self._seen[name] += 1
         if self._seen[name] == 1:
             return name
-        own = f"{name} ({self._seen[name]})"
+        while self._is_known(own := f"{name} ({self._seen[name]})"):
+            self._seen[name] += 1
         self.num_changed += 1
         self.example = (name, own)
         return own
+
+    def _is_known(self, name: str) -> bool:
+        place = int(np.searchsorted(self.known, hash(name)))
+        return place < len(self.known) and int(self.known[place]) == hash(name)
 
 
 def _check_place(out: Path, *, overwrite: bool) -> None:
@@ -173,7 +202,7 @@ def _check_place(out: Path, *, overwrite: bool) -> None:
 
 
 def _put_in_place(writing: Path, out: Path) -> None:
-    old = out.with_name(f".{out.name}.old")
+    old = replaced(out)
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)

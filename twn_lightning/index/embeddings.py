@@ -98,14 +98,14 @@ class Embeddings:
         """Rows with a vector."""
         return int(self.manifest["counts"]["num_rows"])
 
-    def doubtful_ids(self) -> set[int]:
-        """Hashes of the ids that name several rows; takes eight bytes a row."""
+    def id_hashes(self) -> tuple[NDArray[np.int64], set[int]]:
+        """Hashes of all ids, sorted, eight bytes a row, and those of the ids that name several rows."""
         hashes = [np.fromiter(map(hash, batch["id"].to_pylist()), np.int64, len(batch["id"])) for batch in self._read(["id"])]
-        values, counts = np.unique(np.concatenate(hashes), return_counts=True)
-        return set(values[counts > 1].tolist())
+        values, counts = np.unique(np.concatenate([np.empty(0, np.int64), *hashes]), return_counts=True)
+        return values, set(values[counts > 1].tolist())
 
-    def batches(self, left_out: LeftOut) -> Iterator[tuple[list[str], list[str], NDArray[np.float32]]]:
-        """Ids, thoughts and unit vectors ``(rows, D)`` of the rows that can be searched.
+    def batches(self, left_out: LeftOut) -> Iterator[tuple[list[str], list[int], list[str], NDArray[np.float32]]]:
+        """Ids of some rows, places of those among them that can be searched, and their thoughts and unit vectors ``(places, D)``.
 
         Args:
             left_out: Gets the others.
@@ -119,7 +119,7 @@ class Embeddings:
             left_out.add("with NaN or infinity", [ids[row] for row in np.flatnonzero(~is_finite)])
             left_out.add("not of length 1", [ids[row] for row in np.flatnonzero(is_finite & ~is_unit)])
             kept = np.flatnonzero(is_unit)
-            yield [ids[row] for row in kept], [thoughts[row] for row in kept], vectors[kept] / norms[kept, None]
+            yield ids, kept.tolist(), [thoughts[row] for row in kept], vectors[kept] / norms[kept, None]
 
     def _read(self, columns: list[str]) -> Iterator[Mapping[str, Any]]:
         return part_batches(self.folder, self.parts, columns)

@@ -32,14 +32,14 @@ class Query:
 
     Attributes:
         text: Words.
-        image: A picture, or its file.
-        video: File of a clip, or folder of frames.
+        image: A picture, its file, or its address.
+        video: File of a clip, folder of frames, or address of a clip.
         instruction: What the search is for; empty for the bundle's own.
     """
 
     text: str = ""
-    image: Path | Image.Image | None = None
-    video: Path | None = None
+    image: Path | str | Image.Image | None = None
+    video: Path | str | None = None
     instruction: str = ""
 
     def value(self) -> Mapping[str, object]:

@@ -173,7 +173,7 @@ class VectorIndex:
         return Found(
             ids=tuple(tuple(name for _, name, _ in found) for found in best),
             scores=tuple(tuple(score for _, _, score in found) for found in best),
-            rows=tuple(tuple(documents[name] for _, name, _ in found) for found in best),
+            rows=tuple(tuple(documents[row] for row, _, _ in found) for found in best),
         )
 
     def documents(self, ids: Sequence[str]) -> tuple[Document, ...]:
@@ -234,11 +234,11 @@ class VectorIndex:
             raise DataError("A query's vector holds NaN or infinity: leave out the inputs that Encoding.errors names.")
         return array.reshape(-1, self.dim)
 
-    def _documents_at(self, rows: Sequence[int]) -> dict[str, Document]:
+    def _documents_at(self, rows: Sequence[int]) -> dict[int, Document]:
         if not rows:
             return {}
-        found = self.table.take_row_ids(list(rows)).select(_COLUMNS).to_arrow().to_pylist()
-        return {row["id"]: Document(**row) for row in found}
+        found = self.table.take_row_ids(list(rows)).select(_COLUMNS).with_row_id().to_arrow().to_pylist()
+        return {row.pop("_rowid"): Document(**row) for row in found}
 
     def _where(self, ids: Sequence[str], columns: list[str]) -> list[dict[str, Any]]:
         quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in dict.fromkeys(ids))
@@ -249,6 +249,17 @@ class VectorIndex:
         return rows
 
 
+def replaced(folder: Path) -> Path:
+    """Where an index is between the moment that it is put aside and the one in which a new one takes its place."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+def restore(folder: Path) -> None:
+    """Puts an index back that was put aside by a build that was killed before the new one took its place; to be called under the build's lock."""
+    if not folder.exists() and (replaced(folder) / MANIFEST).is_file():
+        replaced(folder).rename(folder)
+
+
 def read_facts(folder: Path) -> IndexFacts:
     """What an index.json says.
 
@@ -256,6 +267,9 @@ def read_facts(folder: Path) -> IndexFacts:
         DataError: It is not there, or not of this version.
     """
     path = folder / MANIFEST
+    if not folder.exists() and (replaced(folder.absolute()) / MANIFEST).is_file():
+        aside = replaced(folder.absolute())
+        raise DataError(f"The index at {folder} is being replaced, or that was broken off: wait, run `twn index` again, or rename {aside} to it.")
     if not path.is_file():
         raise DataError(f"There is no index at {folder}: `twn index EMBEDDINGS --out {folder}` makes one.")
     try:

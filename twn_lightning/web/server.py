@@ -161,7 +161,7 @@ async def _read_form(request: Request, options: PageOptions) -> tuple[Query, int
         f"The picture is too large: at most {limit / 1e6:,.1f} MB can be sent. Make it smaller, or start `twn serve` with a larger --upload-mb.", 413
     )
     length = request.headers.get("content-length", "")
-    if not length.isdecimal():
+    if not (length.isdecimal() and len(length) < 20):
         raise RefusedError("The request does not say how long it is.", 411)
     if int(length) > limit + _FORM_BYTES:
         raise too_large
@@ -190,8 +190,8 @@ def _opened(content: bytes) -> Image.Image:
 
 
 def _top_k(value: str) -> int:
-    if value and not (value.isdecimal() and 1 <= int(value) <= MOST_RESULTS):
-        raise RefusedError(f"top_k is {value!r}: choose a number from 1 to {MOST_RESULTS}.")
+    if value and not (value.isdecimal() and len(value) < 10 and 1 <= int(value) <= MOST_RESULTS):
+        raise RefusedError(f"top_k is {value[:20]!r}: choose a number from 1 to {MOST_RESULTS}.")
     return int(value) if value else 10
 
 

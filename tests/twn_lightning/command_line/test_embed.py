@@ -14,7 +14,9 @@ import typer
 from typer.testing import CliRunner
 
 from tests.support.corpus_files import write_texts
-from twn_lightning.command_line.embed import embed
+from twn_lightning.command_line.embed import _report, embed
+from twn_lightning.corpus.embed import Outcome
+from twn_lightning.corpus.manifest import Totals
 from twn_lightning.errors import ConfigError, DataError
 
 
@@ -118,3 +120,10 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(run: Runner, tiny_bundl
     assert summary["complete"]
     assert summary["this_run"]["parts_kept"] >= 2
     assert summary["this_run"]["num_parts"] > 0
+
+
+def test_parts_that_others_have_finished_meanwhile_are_not_in_work(tmp_path: Path) -> None:
+    counts = {"num_rows": 10, "think_rate": 0.0, "num_reasoning_tokens": 0, "num_truncated": 0, "reasons": {}, "num_errors": 0, "num_parts": 5}
+    manifest = {"rows": 12, "dim": 8, "counts": counts, "left_out": {}, "complete": False, "parts": 6}
+    said = _report(Outcome(manifest, Totals.of([]), num_kept=0, num_busy=5, seconds=1.0), tmp_path)
+    assert "1 of 6 parts are still to be made, 1 of them in work elsewhere" in said

@@ -93,3 +93,9 @@ def test_a_folder_that_is_not_there_is_one_line(twn: Twn, tmp_path: Path) -> Non
     code, out, said = twn("info", tmp_path / "none")
     assert (code, out) == (1, "")
     assert said.startswith(f"twn: There is no bundle at {tmp_path / 'none'}")
+
+
+def test_an_index_is_told_from_a_bundle(twn: Twn, searched_index: Path) -> None:
+    code, out, said = twn("info", searched_index)
+    assert (code, out) == (1, "")
+    assert f"{searched_index} is an index, not a bundle" in said

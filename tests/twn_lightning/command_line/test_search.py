@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.support.index_files import TEXTS
@@ -59,3 +60,14 @@ def test_what_cannot_be_searched_is_one_line(twn: Twn, searched_index: Path, tin
     assert twn("search", searched_index, "x", "--top-k", "0")[0] == 2
     code, out, _ = twn("search", searched_index, "x", "--bundle", other, "--force", "--think", "never", "--top-k", "1")
     assert (code, len(out.splitlines())) == (0, 4)
+
+
+@pytest.mark.parametrize("command", ["search", "explain"])
+def test_a_picture_may_be_named_by_its_address(command: str, twn: Twn, searched_index: Path) -> None:
+    picture = searched_index.parent / "corpus" / "pictures" / "red.png"
+    code, out, _ = twn(command, searched_index, "--image", picture.as_uri(), "--json")
+    assert code == 0
+    assert '"pictures/red.png"' in out
+    code, _, said = twn(command, searched_index, "--image", "file:///none/at/all.png")
+    assert code == 1
+    assert "file:///none/at/all.png: this address cannot be fetched" in said

@@ -1,5 +1,6 @@
 """A row of a user's file as an input of the encoder."""
 
+import base64
 import io
 from pathlib import Path
 
@@ -23,6 +24,9 @@ def png(width: int = 8) -> bytes:
     return file.getvalue()
 
 
+DATA = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
+
+
 @pytest.mark.parametrize(
     ("cells", "value"),
     [
@@ -33,6 +37,9 @@ def png(width: int = 8) -> bytes:
         ({"image": {"bytes": None, "path": "b.png"}, "text": "t"}, {"image": FOLDER / "b.png", "text": "t"}),
         ({"image": ["a.png", "s3://x/b.png"]}, {"image": [FOLDER / "a.png", "s3://x/b.png"]}),
         ({"video": "a.mp4", "instruction": "find"}, {"video": FOLDER / "a.mp4", "instruction": "find"}),
+        ({"text": 3.5}, {"text": "3.5"}),
+        ({"text": 0}, {"text": "0"}),
+        ({"text": False}, {"text": "False"}),
     ],
 )
 def test_cells_become_inputs_and_empty_ones_are_left_out(cells: dict[str, object], value: dict[str, object]) -> None:
@@ -40,7 +47,7 @@ def test_cells_become_inputs_and_empty_ones_are_left_out(cells: dict[str, object
     assert (row.id, row.number, row.value, row.error) == ("a", 3, value, "")
 
 
-@pytest.mark.parametrize("cell", [png(), {"bytes": png(), "path": "a.png"}, {"bytes": png()}, [png()]])
+@pytest.mark.parametrize("cell", [png(), {"bytes": png(), "path": "a.png"}, {"bytes": png()}, [png()], DATA, [DATA]])
 def test_bytes_of_pictures_are_opened_and_weighed(cell: object) -> None:
     row = row_of(image=cell)
     assert row.value is not None
@@ -58,7 +65,10 @@ def test_bytes_of_pictures_are_opened_and_weighed(cell: object) -> None:
         ({"text": " \n", "instruction": "find"}, "it is empty (no text, image, video)"),
         ({"id": None, "text": "a"}, "its id is empty (column id)"),
         ({"id": "", "text": "a"}, "its id is empty (column id)"),
-        ({"text": 3.5}, "its text is of type float, not a string"),
+        ({"text": [3.5]}, "its text is of type list, not a string"),
+        ({"image": "data:image/png;base64,****"}, "its image cannot be read (a data address that is no base64)"),
+        ({"image": "data:image/png;base64,aGFsbG8="}, "its image cannot be read (bytes of no known format)"),
+        ({"video": "data:video/mp4;base64,aGFsbG8="}, "its video is a data address, not a path or address"),
         ({"text": "\ud800"}, "its text is no valid Unicode (it has lone surrogates)"),
         ({"id": "\ud800", "text": "a"}, "its id is no valid Unicode"),
         ({"image": 7}, "its image is of type int, not a path, address or bytes"),

@@ -103,6 +103,12 @@ def test_links_to_folders_are_not_followed_and_links_to_files_are(photos: Path) 
     assert [name for name in names if name.startswith("loop")] == ["loop"]
 
 
+def test_a_link_to_itself_is_counted_and_the_rest_listed(photos: Path, tmp_path: Path) -> None:
+    (photos / "a" / "self.png").symlink_to("self.png")
+    listing = write_listing([photos], tmp_path / "files.parquet", without=tmp_path)
+    assert (listing.num_files, listing.left_out["cannot be looked at"]) == (5, 1)
+
+
 def test_a_name_that_is_no_utf8_is_counted(photos: Path, tmp_path: Path) -> None:
     (Path(os.fsdecode(os.fsencode(photos) + b"/\xff.png"))).write_bytes(b"")
     assert write_listing([photos], tmp_path / "files.parquet", without=tmp_path).left_out["name is no UTF-8"] == 1

@@ -1,6 +1,7 @@
 """Rows of CSV, JSON Lines and Parquet, from any row on."""
 
 import csv
+import datetime
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,8 @@ def test_broken_rows_of_json_lines_are_named_and_the_others_read(tmp_path: Path)
     [
         ("a.csv", b"", "no header"),
         ("a.csv", b"a,b,a\n1,2,3\n", "two columns have the same name"),
+        ("a.csv", "id,text\n1,one\n".encode("utf-16"), "this file is UTF-16: save it as UTF-8"),
+        ("a.csv", b"id;text\n1;one\n", "separated by semicolons: save it with commas"),
         ("a.jsonl", b'[\n{"text": "one"}\n]', "it is a JSON list: save it as JSON Lines"),
         ("a.jsonl", b"one\ntwo\n", "first rows are no JSON objects"),
         ("a.parquet", b"PAR1", "cannot be read"),
@@ -135,3 +138,33 @@ def test_memory_does_not_grow_with_the_rows_that_are_read(suffix: str, tmp_path:
     held = [resident_mib() for number, _ in enumerate(table.rows(0, ["id", "text"])) if number % 500 == 0]
     assert len(held) == 12
     assert max(held) - before < 30  # a reader that takes a row group, or keeps rows, needs 57 and more
+
+
+def test_a_number_of_thousands_of_digits_costs_its_row_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "two", "n": ' + "9" * 5000 + '}\n{"text": "three"}\n')
+    one, two, three = open_table(path).rows(0, ["text"])
+    assert (one, three) == ({"text": "one"}, {"text": "three"})
+    assert str(two).startswith("the row is no valid JSON (Exceeds the limit")
+
+
+def test_cells_of_parquet_that_python_cannot_hold_cost_their_rows_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    words = pa.array([b"one", b"\xff\xfe", b"three"], pa.binary()).view(pa.string())
+    when = pa.array([0, 0, 1 << 60], pa.int64()).view(pa.timestamp("ms"))
+    pq.write_table(pa.table({"text": words, "id": when}), path)
+    one, two, three = open_table(path).rows(0, ["id", "text"])
+    assert one == {"text": "one", "id": datetime.datetime(1970, 1, 1)}
+    assert str(two).startswith("the row cannot be read ('utf-8' codec")
+    assert str(three).startswith("the row cannot be read (")
+
+
+def test_two_columns_of_parquet_of_one_name_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table([pa.array([1]), pa.array([2])], names=["a", "a"]), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: two columns have the same name \(a\): rename one"):
+        open_table(tmp_path / "a.parquet")
+
+
+def test_columns_without_a_name_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,text,,\n1,one,,\n2,two,x,y\n")
+    assert list(open_table(tmp_path / "a.csv").rows(0, ["id", "text"])) == [{"id": "1", "text": "one"}, {"id": "2", "text": "two"}]

@@ -71,3 +71,19 @@ def test_a_corpus_that_is_gone_or_changed_leaves_the_ids(tmp_path: Path, caplog:
     index = VectorIndex.build(tmp_path / "changed", tmp_path / "changed-index", options=BuildOptions())
     assert [row.text for row in index.documents(["d0", "d1", "d2"])] == ["zero", "", ""]
     assert "of 2 documents are not known: their files have changed" in caplog.text
+
+
+def test_rows_that_failed_give_their_words_to_no_row_of_their_id(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("id,text,image\na,bad,none.png\na,good,\nb,bee,\n")
+    folder = write_embeddings(tmp_path / "vectors", clustered(2, 8, clusters=2), ids=["a", "b"])
+    (folder / "part-00000.errors.jsonl").write_text('{"id": "a", "row": 0, "error": "gone"}\n')
+    made_of = {"files": [{"path": str(tmp_path / "in.csv")}], "columns": {"id": "id", "text": "text", "image": "image"}}
+    texts = Texts.of(folder, made_of, [0])
+    assert texts.take(["a", "b"]) == (["good", "bee"], ["", ""])
+
+
+def test_an_unknown_id_costs_no_other_document_its_words(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("id,text\na,one\nb,two\nc,three\n")
+    texts = Texts.of(tmp_path, {"files": [{"path": str(tmp_path / "in.csv")}], "columns": {"id": "id", "text": "text"}})
+    assert texts.take(["a", "gone", "b", "c"])[0] == ["one", "", "two", "three"]
+    assert texts.num_unknown == 1

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -203,3 +205,60 @@ def test_without_lancedb_the_way_to_install_it_is_said(tmp_path: Path, monkeypat
     for attempt in (partial(VectorIndex.open, folder), partial(VectorIndex.build, tmp_path / "vectors", tmp_path / "other")):
         with pytest.raises(ConfigError, match=r"needs the package lancedb: pip install 'twn-lightning\[search\]'"):
             attempt()
+
+
+def test_a_number_that_makes_another_rows_id_is_passed_over(tmp_path: Path) -> None:
+    vectors = clustered(5, 8, clusters=5)
+    write_embeddings(tmp_path / "vectors", vectors, ids=["a", "a", "a (2)", "a (2)", "a"])
+    index = VectorIndex.build(tmp_path / "vectors", tmp_path / "index")
+    assert sorted(index.search(vectors[0], top_k=5).ids[0]) == ["a", "a (2)", "a (2) (2)", "a (3)", "a (4)"]
+    for row, name in enumerate(["a", "a (3)", "a (2)", "a (2) (2)", "a (4)"]):
+        np.testing.assert_allclose(index.vectors([name])[0], vectors[row], atol=1e-6)
+
+
+def test_embeddings_without_a_vector_are_said_to_be_empty(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "vectors", np.empty((0, 8), np.float32))
+    pq.write_table(
+        pa.table({"id": pa.array([], pa.string()), "vector": pa.array([], pa.list_(pa.float32(), 8)), "thought": pa.array([], pa.string())}),
+        tmp_path / "vectors/part-00000.parquet",
+    )
+    with pytest.raises(DataError, match="holds no vector that can be searched: it is empty"):
+        VectorIndex.build(tmp_path / "vectors", tmp_path / "index")
+
+
+def test_ctrl_c_while_vectors_are_read_stays_one_and_leaves_nothing(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "vectors", clustered(50, 8, clusters=5))
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        VectorIndex.build(tmp_path / "vectors", tmp_path / "index", progress=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["vectors"]
+
+
+def test_two_builds_of_one_place_do_not_meet_and_a_killed_one_loses_no_index(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "vectors", clustered(50, 8, clusters=5))
+    refused = []
+
+    def meanwhile(done: int, total: int) -> None:
+        with pytest.raises(ConfigError, match="Another `twn index` is writing") as caught:
+            VectorIndex.build(tmp_path / "vectors", tmp_path / "index")
+        refused.append(caught)
+
+    VectorIndex.build(tmp_path / "vectors", tmp_path / "index", progress=meanwhile)
+    assert refused
+    (tmp_path / "index").rename(tmp_path / ".index.old")  # as between the two renames
+    with pytest.raises(DataError, match=r"is being replaced, or that was broken off: .*\.index\.old"):
+        VectorIndex.open(tmp_path / "index")
+    with pytest.raises(ConfigError, match="There is an index at"):
+        VectorIndex.build(tmp_path / "vectors", tmp_path / "index")
+    assert len(VectorIndex.open(tmp_path / "index")) == 50
+
+
+def test_an_index_may_be_made_in_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_embeddings(tmp_path / "vectors", clustered(5, 8, clusters=5))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    VectorIndex.build("../vectors", ".")
+    assert len(VectorIndex.open(tmp_path / "here")) == 5

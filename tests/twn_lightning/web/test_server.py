@@ -83,6 +83,7 @@ def test_an_upload_leaves_no_file(client: TestClient, tmp_path: Path, monkeypatc
         ({"text": "x"}, b"\0" * (LIMIT + 1), 413, "The picture is too large: at most 0.0 MB can be sent"),
         ({"text": "x"}, b"\0" * 10 * LIMIT, 413, "The picture is too large"),
         ({"text": "x", "top_k": "0"}, None, 422, "top_k is '0': choose a number from 1 to 100"),
+        ({"text": "x", "top_k": "9" * 5000}, None, 422, "top_k is '99999999999999999999'"),
         ({"text": "x", "top_k": "many"}, None, 422, "top_k is 'many'"),
         ({"text": "x", "budget": "much"}, None, 422, "budget is 'much'"),
         ({"text": "x", "budget": "-1"}, None, 422, "budget is -1"),
