@@ -116,20 +116,8 @@ def _resident_mib(entry: str) -> float:
     return float(line.split()[1]) / 1024
 
 
-def lengthened(inputs: Inputs, columns: int) -> Inputs:
-    """The prompts with their last token repeated until there are at least this many columns."""
-    import torch
-
-    last = inputs.input_ids[:, -1:].expand(-1, max(0, columns - inputs.input_ids.shape[1]))
-    return replace(
-        inputs,
-        input_ids=torch.cat([inputs.input_ids, last], dim=1),
-        attention_mask=torch.cat([inputs.attention_mask, torch.ones_like(last)], dim=1),
-        mm_token_type_ids=torch.cat([inputs.mm_token_type_ids, torch.zeros_like(last)], dim=1),
-    )
-
-
 def _batches(config: RunConfig, number: int, prompt_tokens: int) -> list[PairBatch]:
+    from experiments.bench_steps import lengthened
     from experiments.build import build_pair_data, build_processor
 
     loader = build_pair_data(config, STEPS[0], build_processor(config)).train_dataloader()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from experiments.bench_stage1 import lengthened
 from experiments.model_flops import ModelFlops, Side
 from twn_lightning.batches import Inputs, Item, PairBatch, Thoughts
 from twn_lightning.losses.info_nce import info_nce
@@ -132,6 +131,17 @@ def make_batch(model: DualLoRAModel, batch_size: int, load: Load) -> PairBatch:
         query_thoughts=thoughts,
         positive_thoughts=thoughts,
     ).to(model.device)
+
+
+def lengthened(inputs: Inputs, columns: int) -> Inputs:
+    """The prompts with their last token repeated until there are at least this many columns."""
+    last = inputs.input_ids[:, -1:].expand(-1, max(0, columns - inputs.input_ids.shape[1]))
+    return replace(
+        inputs,
+        input_ids=torch.cat([inputs.input_ids, last], dim=1),
+        attention_mask=torch.cat([inputs.attention_mask, torch.ones_like(last)], dim=1),
+        mm_token_type_ids=torch.cat([inputs.mm_token_type_ids, torch.zeros_like(last)], dim=1),
+    )
 
 
 def make_step(model: DualLoRAModel, variant: Variant, load: Load, *, autocast: torch.dtype | None) -> Run:

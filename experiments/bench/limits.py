@@ -126,6 +126,11 @@ def growth(result: Result) -> float:
     return slope([float(name) for name in result.seconds], [Spread.of(values).median for values in result.seconds.values()])
 
 
+def grows_by(result: Result) -> str:
+    """Which of `SLOPES` a scaling is about."""
+    return result.setting.partition(",")[0]
+
+
 def spread(found: Spread, digits: int = 2) -> str:
     """Median and the tenth and ninetieth percentile."""
     return f"{number(found.median, digits)} [{number(found.low, digits)}, {number(found.high, digits)}]"
@@ -145,6 +150,6 @@ def _of(result: Result) -> Iterator[Verdict]:
             value = f"{signed(gap)} [{number(low)}, {number(high)}] points"
             yield Verdict(result.part, f"quality: {TITLES['modes'][name]} − always", result.setting, value, "interval reaches 0", high >= 0.0)
     if result.part == "scaling":
-        bound = SLOPES[result.setting.partition(",")[0].partition(":")[0]]
+        bound = SLOPES[grows_by(result)]
         exponent = growth(result)
         yield Verdict(result.part, "exponent of growth", result.setting, number(exponent, 2), f"at most {bound}", exponent <= bound)

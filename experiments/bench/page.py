@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.bench.cases import Result
-from experiments.bench.limits import TITLES, Verdict, growth, spread, verdicts
+from experiments.bench.limits import SLOPES, TITLES, Verdict, grows_by, growth, spread, verdicts
 from experiments.bench.timing import Spread, ratios
 from experiments.results_page.words import cell, number, percent, signed, table
 
@@ -35,8 +35,8 @@ _EXPLAINED = {
     "over the whole sequence and takes its last token. Memory: most MiB that autograd keeps at any time for the backward pass, weights left out.",
     "rollouts": "G sampled thoughts of each prompt. Reading: until the cache is there for every thought, copies included. With thoughts: until they "
     "are written.",
-    "ranking": "Float32. The bare work is one product of the matrices and a list of the best 100 of each row. `rank_task` also resolves ties, computes the "
-    "metrics of MMEB-V2 and names the candidates.",
+    "ranking": "Float32. The bare work is one product of the matrices and a list of the best 100 of each row. `rank_task` also resolves ties, "
+    "computes the metrics of MMEB-V2 and names the candidates.",
     "scaling": "Least squares in logarithms on the median times: exponent 1 is twice the time for twice as much. Small sizes pay what every call "
     "costs, so that exponents lie below 1 where that counts.",
 }
@@ -98,8 +98,9 @@ def _section(result: Result) -> list[str]:
     rows = []
     for name, seconds in result.seconds.items():
         times = Spread.of([1000.0 * value for value in seconds])
-        relative = spread(Spread.of(ratios(seconds, result.seconds[reference])))
-        cells = (titles[name], spread(times, 0 if times.median >= 100 else 1), number(result.per_second(name)), relative)
+        relative = "1" if name == reference else spread(Spread.of(ratios(seconds, result.seconds[reference])))
+        rate = result.per_second(name)
+        cells = (titles[name], spread(times, 0 if times.median >= 100 else 1), f"{rate:,.0f}" if rate >= 100 else number(rate, 2), relative)
         rows.append((*cells, *(column[name] for column in extra.values())))
     head = ("", "ms", unit, f"time / {titles[reference]}", *extra)
     return [f"**{cell(result.setting)}**", "", *table(head, rows), *_no_loss(result)]
@@ -141,16 +142,21 @@ def _no_loss(result: Result) -> list[str]:
     best = never + share * (always - never)
     return [
         "",
-        f"Auto writes {percent(share)} of always' tokens. {TITLES[result.part][reference]} / auto is {number(dear / auto, 2)}; without any loss it would "
-        f"be {number(dear / best, 2)}.",
+        f"Auto writes {percent(share)} of always' tokens. {TITLES[result.part][reference]} / auto is {number(dear / auto, 2)}; without any loss it "
+        f"would be {number(dear / best, 2)}.",
     ]
 
 
 def _scaling(results: Sequence[Result], picture: str) -> list[str]:
-    sizes = sorted({float(name) for result in results for name in result.seconds})
-    heads = [f"{size:,.0f}" for size in sizes]
-    rows = []
-    for result in results:
-        times = {float(name): Spread.of([1000.0 * value for value in values]).median for name, values in result.seconds.items()}
-        rows.append((cell(result.setting), *(number(times[size]) if size in times else "" for size in sizes), number(growth(result), 2)))
-    return ["", f"![How times grow]({picture})", "", "Median ms by size:", "", *table(("", *heads, "exponent"), rows)]
+    lines = ["", f"![How times grow]({picture})"]
+    for axis in SLOPES:
+        found = [result for result in results if grows_by(result) == axis]
+        sizes = sorted({float(name) for result in found for name in result.seconds})
+        rows = []
+        for result in found:
+            times = {float(name): Spread.of([1000.0 * value for value in values]) for name, values in result.seconds.items()}
+            cells = [spread(times[size], 0 if times[size].median >= 100 else 1) if size in times else "" for size in sizes]
+            rows.append((cell(result.setting), *cells, number(growth(result), 2)))
+        if found:
+            lines += ["", *table((f"ms by {axis}", *(f"{size:,.0f}" for size in sizes), "exponent"), rows)]
+    return lines

@@ -13,19 +13,19 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.bench.cases import Result
-from experiments.bench.limits import growth
+from experiments.bench.limits import SLOPES, grows_by, growth
 from experiments.bench.timing import Spread
 from experiments.results_page.__main__ import LOOK, PIXELS_AN_INCH
 from twn_lightning.evaluation.figures import WIDTH
 
-_PANELS = ("batch size", "prompt tokens", "corpus size")
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 _MARKERS = ("o", "s", "^", "D")
 
 
 def scaling_picture(results: Sequence[Result]) -> bytes | None:
     """PNG of the results of the part "scaling", a panel for each thing that grows; None if there are none."""
-    panels = {name: [result for result in results if result.part == "scaling" and result.setting.startswith(name)] for name in _PANELS}
+    scalings = [result for result in results if result.part == "scaling"]
+    panels = {name: [result for result in scalings if grows_by(result) == name] for name in SLOPES}
     shown = {name: found for name, found in panels.items() if found}
     if not shown:
         return None

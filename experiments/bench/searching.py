@@ -30,9 +30,10 @@ def ranking(world: World) -> Cases:
 def scaling(world: World) -> Cases:
     """Encoding by batch size and by prompt length, search by corpus size; the variants are the sizes."""
     for subject in world.fresh_subjects():
-        yield _by_batch(subject, "never")
-        yield _by_batch(subject, "always")
-        yield _by_length(subject)
+        encoder = subject.encoder()
+        yield _by_batch(subject, encoder, "never")
+        yield _by_batch(subject, encoder, "always")
+        yield _by_length(subject, encoder)
     yield _by_corpus(world)
 
 
@@ -65,8 +66,12 @@ def _ranking(world: World, width: int, num_candidates: int) -> Case:
     size = world.small
     queries, candidates = unit_rows(size.ranked_queries, width, world), unit_rows(num_candidates, width, world)
     task, num_top = made_up_task(size.ranked_queries, num_candidates), min(NUM_TOP, num_candidates)
+
+    def bare() -> object:
+        return (queries @ candidates.T).topk(num_top, dim=1).indices.tolist()
+
     variants: dict[str, Callable[[], object]] = {
-        "bare": lambda: (queries @ candidates.T).topk(num_top, dim=1).indices.tolist(),
+        "bare": bare,
         "rank": lambda: rank_task(task, queries, candidates, num_top=num_top),
         "search": lambda: Encoder.search(queries, candidates, top_k=num_top),
     }
@@ -81,24 +86,24 @@ def _own_candidates(world: World, width: int, num_candidates: int) -> Case:
     columns = torch.stack([torch.randperm(num_candidates, generator=generator)[: max(1, num_candidates // 10)] for _ in range(size.ranked_queries)])
     task, num_top = made_up_task(size.ranked_queries, num_candidates, columns.tolist()), min(NUM_TOP, columns.shape[1])
     columns = columns.to(world.device)
-    variants: dict[str, Callable[[], object]] = {
-        "bare": lambda: (queries @ candidates.T).gather(1, columns).topk(num_top, dim=1).indices.tolist(),
-        "rank": lambda: rank_task(task, queries, candidates, num_top=num_top),
-    }
+
+    def bare() -> object:
+        return (queries @ candidates.T).gather(1, columns).topk(num_top, dim=1).indices.tolist()
+
+    variants: dict[str, Callable[[], object]] = {"bare": bare, "rank": lambda: rank_task(task, queries, candidates, num_top=num_top)}
     setting = f"{size.ranked_queries} queries with {columns.shape[1]:,} of {num_candidates:,} candidates each, width {width}"
     return Case(setting, variants, size.rounds, size.ranked_queries)
 
 
-def _by_batch(subject: Subject, think: Think) -> Case:
-    encoder, size = subject.encoder(), subject.size
+def _by_batch(subject: Subject, encoder: Encoder, think: Think) -> Case:
+    size = subject.size
     items = long_items(encoder.model.processor, tokens=size.lengths[0], rows=max(size.batches))
     variants = {str(rows): _encoding(encoder, items[:rows], think) for rows in size.batches}
     return Case(f"batch size, {think}: {subject.title}; prompts of {size.lengths[0]} tokens", variants, size.rounds, 1)
 
 
-def _by_length(subject: Subject) -> Case:
-    encoder, size = subject.encoder(), subject.size
-    rows = max(1, size.prompts // 2)
+def _by_length(subject: Subject, encoder: Encoder) -> Case:
+    size, rows = subject.size, max(1, subject.size.prompts // 2)
     prompts = {tokens: long_items(encoder.model.processor, tokens=tokens, rows=rows) for tokens in size.lengths}
     variants = {str(tokens): _encoding(encoder, items, "never") for tokens, items in prompts.items()}
     return Case(f"prompt tokens, never: {subject.title}; {rows} prompts", variants, size.rounds, rows)

@@ -228,7 +228,8 @@ def long_items(processor: Processor, *, tokens: int, rows: int) -> list[Item]:
 
 
 def _millions(model: DualLoRAModel) -> str:
-    return f"{model.parameter_report()['backbone'] / 1e6:.0f} M parameters"
+    number = model.parameter_report()["backbone"] / 1e6
+    return f"{number:,.{1 if number < 10 else 0}f} M parameters"
 
 
 def _now(device: torch.device) -> float:

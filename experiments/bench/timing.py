@@ -6,7 +6,8 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 Variants = Mapping[str, Callable[[], object]]
@@ -32,15 +33,27 @@ def interleaved(
     """
     names, done = list(variants), 0
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for way in range(-1, 2 * rounds):
-        for name in names if way % 2 else names[::-1]:
-            took = _timed(variants[name], clock)
-            if way >= 0:
-                seconds[name].append(took)
-            done += 1
-            if progress is not None:
-                progress(done)
+    with _little_garbage():
+        for way in range(-1, 2 * rounds):
+            for name in names if way % 2 else names[::-1]:
+                took = _timed(variants[name], clock)
+                if way >= 0:
+                    seconds[name].append(took)
+                done += 1
+                if progress is not None:
+                    progress(done)
     return seconds
+
+
+@contextmanager
+def _little_garbage() -> Iterator[None]:
+    """Keeps what is there out of the collections of garbage inside, which take tenths of a second otherwise."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _timed(call: Callable[[], object], clock: Callable[[], float]) -> float:
