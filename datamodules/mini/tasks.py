@@ -32,7 +32,7 @@ class MiniTask:
         metric: Headline metric.
         subjects: What is asked in a split.
         query: Draws the query of a subject.
-        grades: The relevant candidates of a subject; the first is the training positive.
+        grades: The relevant candidates of a subject, the best first; training draws its positive in proportion to them.
         candidate: Draws a candidate by key.
         corpus: Candidate keys of a split.
         local: The candidates of one query, where each query brings its own.

@@ -18,7 +18,7 @@ from twn_lightning.evaluation.task import RetrievalTask
 
 NEXT_TASKS = ("SceneNext", "MomentNext")
 SUM_TASKS = ("PictureBySum", "ClipBySum")
-WORDS_OF_REVISION = {"4": "405c4193944ceeee"}
+WORDS_OF_REVISION = {"5": "405c4193944ceeee"}
 """Digest of what the test queries say and choose among, by revision."""
 
 
@@ -100,6 +100,17 @@ def test_words_and_sampling_change_with_the_revision_alone(tested: list[Retrieva
         for query in task.queries:
             digest.update(repr((task.name, query.key, query.item.instruction, query.item.text, dict(query.labels), query.candidates)).encode())
     assert WORDS_OF_REVISION[suite._REVISION] == digest.hexdigest()
+
+
+def test_a_page_is_the_positive_as_often_as_its_grade_says() -> None:
+    pairs = load_pairs("train", tasks=["PageByName"])["PageByName"]
+    is_asked_layout = []
+    for pair in (pairs[index] for index in range(300)):
+        country, layout = pair.positive_key.split("/")
+        title, _, name = f"{pair.query.instruction} {pair.query.text}".partition(" of ")
+        assert name.strip() == country
+        is_asked_layout.append({"Fact sheet": "sheet", "Profile": "profile"}[title] == layout)
+    assert 0.6 < np.mean(is_asked_layout) < 0.74  # 2 of 3
 
 
 @pytest.mark.parametrize("name", SUM_TASKS)
