@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -167,12 +166,12 @@ def blocks(task: RetrievalTask, *, width: int) -> Iterator[Block]:
         task: Whose queries.
         width: Of a vector.
     """
-    column = {key: number for number, key in enumerate(task.candidates)}
+    num_candidates = len(task.candidates)
     most = max(len(query.candidates or ()) for query in task.queries)
-    shares = len(column) <= _SHARED * most
-    size = max(1, _BLOCK_NUMBERS // max(1, len(column), 0 if shares else most * width))
+    shares = num_candidates <= _SHARED * most
+    size = max(1, _BLOCK_NUMBERS // max(1, num_candidates, 0 if shares else most * width))
     for start in range(0, len(task.queries), size):
-        yield _block(task, column, slice(start, min(start + size, len(task.queries))), shares=shares)
+        yield _block(task, slice(start, min(start + size, len(task.queries))), shares=shares)
 
 
 def rank_block(task: RetrievalTask, block: Block, scores: Tensor, *, num_places: int = _MOST_PLACES) -> Ranked:
@@ -204,18 +203,18 @@ def rank_block(task: RetrievalTask, block: Block, scores: Tensor, *, num_places:
     )
 
 
-def _block(task: RetrievalTask, column: dict[str, int], rows: slice, *, shares: bool) -> Block:
-    queries = task.queries[rows]
+def _block(task: RetrievalTask, rows: slice, *, shares: bool) -> Block:
+    queries, number = task.queries[rows], task.candidate_numbers
     is_global = queries[0].candidates is None
     if is_global:
-        columns = torch.arange(len(column)).expand(len(queries), -1)
+        columns = torch.arange(len(number)).expand(len(queries), -1)
     else:
-        lists = [torch.from_numpy(np.fromiter(map(column.__getitem__, query.candidates or ()), dtype=np.int64)) for query in queries]
-        columns = torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=-1)
+        lists = [torch.from_numpy(places) for places in task.own_candidates[rows]]
+        columns = torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=-1).long()
     places: list[tuple[int, int, float]] = []
     for row, query in enumerate(queries):
         for key, grade in query.labels.items():
-            places.append((row, column[key] if query.candidates is None else query.candidates.index(key), grade))
+            places.append((row, number[key] if query.candidates is None else query.candidates.index(key), grade))
     numbers, own, grades = zip(*places, strict=True)
     labels = Labels(torch.tensor(numbers), torch.tensor(own), torch.tensor(grades, dtype=torch.float32))
     return Block(rows=rows, columns=columns, labels=labels, is_global=is_global, shares=shares)

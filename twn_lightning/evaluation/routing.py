@@ -219,7 +219,7 @@ def candidate_gain(task: RetrievalTask, queries: EncodedItems, candidates: Encod
     _check_temperature(temperature)
     if candidates.generative is None:
         raise DataError(f"Task {task.name}: the candidates were encoded without thoughts, so that there is no gain to measure: encode them thinking.")
-    column = {key: number for number, key in enumerate(task.candidates)}
+    column = task.candidate_numbers
     every = blocks(task, width=queries.discriminative.shape[1])
     positive = torch.cat([block.columns.gather(1, block.grades.argmax(dim=1, keepdim=True)).squeeze(1) for block in every])
     rows, places = torch.unique(positive, return_inverse=True)

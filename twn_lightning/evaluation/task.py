@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args, overload
+
+import numpy as np
+import numpy.typing as npt
 
 from twn_lightning.batches import Item
 from twn_lightning.errors import DataError
@@ -107,6 +111,17 @@ class RetrievalTask:
         """The candidates, in their order."""
         keys = tuple(self.candidates)
         return LazyItems(len(keys), lambda number: self.candidates[keys[number]])
+
+    @functools.cached_property
+    def candidate_numbers(self) -> dict[str, int]:
+        """Place of each candidate in their order, by key."""
+        return {key: number for number, key in enumerate(self.candidates)}
+
+    @functools.cached_property
+    def own_candidates(self) -> tuple[npt.NDArray[np.int32], ...]:
+        """Places of the candidates that each query chooses among, none in global scope; kept, since a task is ranked many times."""
+        place = self.candidate_numbers.__getitem__
+        return tuple(np.fromiter(map(place, query.candidates or ()), dtype=np.int32) for query in self.queries)
 
     def _check_query(self, query: Query) -> None:
         where = f'Task {self.name}, query "{query.key}"'
