@@ -42,7 +42,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install test-ecosystem bench train train-stage1 train-stage2 train-stage3 train-stage4 evaluate ablations results ablation-gate $(ABLATIONS) check-data bench-stage1 bench-gpu pretrain-backbone mlflow-ui test check format clean
+.PHONY: help install test-unit test-ecosystem bench train train-stage1 train-stage2 train-stage3 train-stage4 evaluate ablations results ablation-gate $(ABLATIONS) check-data bench-stage1 bench-gpu pretrain-backbone mlflow-ui test check format clean
 
 help:  ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -136,6 +136,10 @@ mlflow-ui: $(STAMP)  ## Compare runs in a browser
 test: export OMP_NUM_THREADS := 1
 test: $(STAMP)  ## All tests, with coverage of the four packages
 	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile -m "not ecosystem" --cov --cov-report=term $(TESTS)
+
+test-unit: export OMP_NUM_THREADS := 1
+test-unit: $(STAMP)  ## The quick tests, without coverage
+	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not ecosystem" $(TESTS)
 
 test-ecosystem: export OMP_NUM_THREADS := 1
 test-ecosystem: $(STAMP)  ## The tests that need Ray, mteb or a browser (installs them; Chromium comes from the system)

@@ -48,12 +48,14 @@ def interleaved(
 @contextmanager
 def _little_garbage() -> Iterator[None]:
     """Keeps what is there out of the collections of garbage inside, which take tenths of a second otherwise."""
+    was_frozen = gc.get_freeze_count() > 0
     gc.collect()
     gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not was_frozen:
+            gc.unfreeze()
 
 
 def _timed(call: Callable[[], object], clock: Callable[[], float]) -> float:

@@ -1,6 +1,7 @@
 """What a user gets wrong is answered in one line that says what, where and what to do, as the commands print it."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,13 @@ def test_a_faulty_line_of_a_users_file_stops_the_run_before_training(
     assert not (tmp_path / "runs" / "mini" / "1_contrastive").exists()
 
 
+@pytest.fixture(scope="module")
+def whole_bundle(tiny_backbone_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of an untrained model as the smoke profile has it."""
+    config = load_config("mini", folder=CONFIGS, profile="smoke", overrides=[f"backbone.path={tiny_backbone_path}"])
+    return save_bundle(build_model(config), tmp_path_factory.mktemp("whole") / "bundle", provenance={}, backbone_path=tiny_backbone_path)
+
+
 def lose_adapter_key(bundle: Path) -> None:
     path = bundle / "embedding" / "adapter_model.safetensors"
     tensors = load_file(path)
@@ -108,13 +116,13 @@ def lose_setting(bundle: Path) -> None:
     ids=["adapter", "gate", "settings", "queries"],
 )
 def test_a_bundle_with_a_key_missing_is_named(
-    spoil: Callable[[Path], None], words: list[str], settings: list[str], capsys: pytest.CaptureFixture[str]
+    spoil: Callable[[Path], None], words: list[str], settings: list[str], whole_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = load_config("mini", folder=CONFIGS, profile="smoke", overrides=settings[1:])
     folder, step = RunFolder(config), STEPS[0]
     folder.create()
     folder.begin(step)
-    bundle = save_bundle(build_model(config), folder.bundle(step), provenance={}, backbone_path=config.backbone.path)
+    bundle = shutil.copytree(whole_bundle, folder.bundle(step))
     folder.finish(step, {})
     spoil(bundle)
     line = answer(evaluate.main, settings, capsys)

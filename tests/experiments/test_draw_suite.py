@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from datamodules.mini.tasks import TASKS
 from experiments.draw_suite import META_TASKS, main, suite_figure
 
 
-def test_every_task_has_a_card_with_its_number_of_candidates() -> None:
-    figure = suite_figure(0)
+@pytest.fixture(scope="module")
+def figure() -> Figure:
+    """Of seed 0; not to be changed."""
+    return suite_figure(0)
+
+
+def test_every_task_has_a_card_with_its_number_of_candidates(figure: Figure) -> None:
     cards = dict(zip(TASKS, figure.axes, strict=False))
     assert [card.texts[0].get_text() for card in cards.values()] == list(TASKS)
     assert {task.subgroup for task in TASKS.values()} == set(META_TASKS)
@@ -27,16 +34,16 @@ def test_the_picture_is_small_and_the_same_every_time(tmp_path: Path) -> None:
         assert one.tobytes() == other.tobytes()
 
 
-def test_the_thought_shown_is_that_of_the_side_that_composes() -> None:
-    cards = dict(zip(TASKS, suite_figure(0).axes, strict=False))
+def test_the_thought_shown_is_that_of_the_side_that_composes(figure: Figure) -> None:
+    cards = dict(zip(TASKS, figure.axes, strict=False))
     for name, task in TASKS.items():
         words = {text.get_text() for text in cards[name].texts}
         assert ("thought of the positive" in words) == (task.side == "candidate")
         assert ("thought of the query" in words) == (task.side != "candidate")
 
 
-def test_every_frame_of_a_clip_is_drawn() -> None:
-    cards = dict(zip(TASKS, suite_figure(0).axes, strict=False))
+def test_every_frame_of_a_clip_is_drawn(figure: Figure) -> None:
+    cards = dict(zip(TASKS, figure.axes, strict=False))
     assert {name: len(cards[name].images) for name in ("MomentNext", "ClipBySum", "PageByCapital", "EmojiName")} == {
         "MomentNext": 8,  # six frames of the query, two of the positive
         "ClipBySum": 4,

@@ -49,9 +49,15 @@ def tree(small_tree: Path, tmp_path: Path) -> Path:
     return shutil.copytree(small_tree, tmp_path / "tree")
 
 
+@pytest.fixture(scope="session")
+def saved_bundle(make_model: Callable[..., DualLoRAModel], tiny_backbone_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_bundle(make_model(), tmp_path_factory.mktemp("saved") / "mine", provenance={}, backbone_path=tiny_backbone_path)
+
+
 @pytest.fixture
-def bundle(make_model: Callable[..., DualLoRAModel], tiny_backbone_path: Path, tmp_path: Path) -> Path:
-    return save_bundle(make_model(), tmp_path / "mine", provenance={}, backbone_path=tiny_backbone_path)
+def bundle(saved_bundle: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    return shutil.copytree(saved_bundle, tmp_path / "mine")
 
 
 @pytest.fixture

@@ -24,11 +24,18 @@ MakeModel = Callable[..., DualLoRAModel]
 MakeItems = Callable[[int], list[Item]]
 
 
-@pytest.fixture
-def bundle(make_model: MakeModel, tmp_path: Path, tiny_backbone_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def saved_bundle(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory, tiny_backbone_path: Path) -> Path:
     model = make_model(gate_hidden_size=7, num_queries=3)
     model.gate.threshold, model.gate.curve = 0.25, [{"threshold": 0.25, "quality": 61.5, "tokens": 8.0}]
-    return save_bundle(model, tmp_path / "bundle", provenance={"stage": "gate", "seed": 7}, backbone_path=tiny_backbone_path)
+    folder = tmp_path_factory.mktemp("saved") / "bundle"
+    return save_bundle(model, folder, provenance={"stage": "gate", "seed": 7}, backbone_path=tiny_backbone_path)
+
+
+@pytest.fixture
+def bundle(saved_bundle: Path, tmp_path: Path) -> Path:
+    """A copy that may be changed."""
+    return shutil.copytree(saved_bundle, tmp_path / "bundle")
 
 
 def assert_same(one: DualLoRAModel, other: DualLoRAModel, items: list[Item]) -> None:

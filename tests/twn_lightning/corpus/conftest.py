@@ -3,7 +3,7 @@
 import ctypes
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ def encoder(tiny_bundle: Path) -> Encoder:
 
 
 @pytest.fixture
-def resident_mib() -> Callable[[], float]:
+def resident_mib() -> Iterator[Callable[[], float]]:
     """Tells the memory that this process holds now, in MiB."""
     statm = Path("/proc/self/statm")
     if not statm.exists():
@@ -31,4 +31,9 @@ def resident_mib() -> Callable[[], float]:
         libc.malloc_trim(0)  # what earlier tests left in the allocator is nobody's
         return int(statm.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
-    return measure
+    gc.collect()
+    gc.freeze()  # what is there already is not looked through again at each measurement
+    yield measure
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()

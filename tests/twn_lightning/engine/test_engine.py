@@ -23,7 +23,7 @@ from twn_lightning.models.prefix import Prefix
 
 MakeItems = Callable[[int], list[Item]]
 MakeModel = Callable[..., DualLoRAModel]
-NUM_ITEMS = 23
+NUM_ITEMS = 14
 
 
 def alone(model: DualLoRAModel, items: Sequence[Item], *, threshold: float, decoding: Decoding) -> tuple[Tensor, list[str]]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +44,12 @@ def family_path(request: pytest.FixtureRequest, tiny_backbone_path: Path, tmp_pa
 def backbone(family_path: Path) -> Backbone:
     """For tests that leave it as it is."""
     return load_backbone(family_path, options=OPTIONS)
+
+
+@pytest.fixture(scope="session")
+def original(family_path: Path, backbone: Backbone) -> Any:
+    """transformers' own vision tower, loaded after ours; for tests that leave it as it is."""
+    return AutoModelForImageTextToText.from_pretrained(family_path).model.visual
 
 
 def picture(seed: int, width: int, height: int) -> Image.Image:
@@ -160,21 +170,30 @@ def test_a_cache_and_a_whole_forward_give_the_same_states(backbone: Backbone) ->
     assert (whole[real] - cached[real]).abs().max() <= 1e-4
 
 
-def make_model(path: Path, *, padding_side: str = "left", num_queries: int = 2, dtype: str = "float32") -> DualLoRAModel:
-    options = ProcessorOptions(num_frames=4, max_thought_tokens=48, padding_side="left" if padding_side == "left" else "right")
+def make_model(path: Path, *, dtype: str = "float32") -> DualLoRAModel:
+    """Two queries, adapters that show; with tensors of its own."""
+    model: DualLoRAModel = torch.load(io.BytesIO(model_bytes(path, dtype)), weights_only=False)
+    return model
+
+
+@functools.cache
+def model_bytes(path: Path, dtype: str) -> bytes:
     spec = LoraSpec(rank=4, alpha=8, target_modules=ATTENTION)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = DualLoRAModel(load_backbone(path, dtype=dtype, options=options), reasoning=spec, embedding=spec, num_queries=num_queries)
+        model = DualLoRAModel(load_backbone(path, dtype=dtype, options=OPTIONS), reasoning=spec, embedding=spec, num_queries=2)
         for name, parameter in model.named_parameters():
             if ".lora_B." in name:
                 torch.nn.init.normal_(parameter, std=0.1)
-    return model.eval()
+    torch.save(model.eval(), written := io.BytesIO())
+    return written.getvalue()
 
 
 def test_an_item_has_one_embedding_however_it_is_padded_and_batched(family_path: Path) -> None:
     """Text, images and videos in one batch, each alone, padded left and right; with and without thoughts."""
-    left, right = (make_model(family_path, padding_side=side) for side in ("left", "right"))
+    left, right = make_model(family_path), make_model(family_path)
+    right.backbone.processor = load_processor(family_path, options=replace(OPTIONS, padding_side="right"))
+    assert (left.processor.options.padding_side, right.processor.options.padding_side) == ("left", "right")
     decoding = Decoding(max_new_tokens=5)
     together = left.encode(left.processor.inputs(ITEMS), think="always", decoding=decoding)
     other_side = right.encode(right.processor.inputs(ITEMS), think="always", decoding=decoding)
@@ -222,8 +241,7 @@ def test_the_embedding_is_the_mean_of_the_queries_after_the_final_norm(family_pa
         [[3, 4, 2], [1, 4, 2]],  # a clip's frames
     ],
 )
-def test_the_changed_vision_tower_is_the_original(family_path: Path, backbone: Backbone, grids: list[list[int]]) -> None:
-    original = AutoModelForImageTextToText.from_pretrained(family_path).model.visual
+def test_the_changed_vision_tower_is_the_original(original: Any, backbone: Backbone, grids: list[list[int]]) -> None:
     vision = original.config
     grid_thw = torch.tensor(grids)
     width = 3 * vision.temporal_patch_size * vision.patch_size**2
@@ -238,10 +256,9 @@ def test_the_changed_vision_tower_is_the_original(family_path: Path, backbone: B
     assert all((original_features - features).abs().max() <= 1e-5 for original_features, features in pairs)
 
 
-def test_only_the_backbones_own_tower_is_changed(family_path: Path, backbone: Backbone) -> None:
-    other = AutoModelForImageTextToText.from_pretrained(family_path).model.visual
-    assert not isinstance(other.blocks[0].attn, GroupedVisionAttention)
-    assert type(other.patch_embed.proj) is torch.nn.Conv3d
+def test_only_the_backbones_own_tower_is_changed(original: Any, backbone: Backbone) -> None:
+    assert not isinstance(original.blocks[0].attn, GroupedVisionAttention)
+    assert type(original.patch_embed.proj) is torch.nn.Conv3d
     assert isinstance(backbone.model.model.visual.blocks[0].attn, GroupedVisionAttention)
     assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
 
