@@ -28,6 +28,8 @@ from twn_lightning.torchvision_compat import ensure_torchvision
 
 ensure_torchvision()
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background; the processes that tests stop would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 from PIL import Image
