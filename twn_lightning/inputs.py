@@ -18,6 +18,7 @@ from PIL import Image
 from twn_lightning.batches import ImageSource, Item, VideoSource
 from twn_lightning.errors import DataError
 from twn_lightning.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, decoded_image
+from twn_lightning.utf8 import is_utf8
 
 EncoderInput: TypeAlias = str | Path | Image.Image | Item | Mapping[str, object]
 """One input.
@@ -48,15 +49,6 @@ def to_item(value: EncoderInput, *, instruction: str | None = None) -> Item:
     if not is_utf8(item.text + item.instruction):
         raise DataError("Its words hold half of a surrogate pair, which is no text: decode them with errors='replace'.")
     return item
-
-
-def is_utf8(words: str) -> bool:
-    """Whether words can be encoded: lone surrogates, which a lenient decoder leaves, cannot."""
-    try:
-        words.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _item(value: object) -> Item:

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twn_lightning.corpus.rows import TEXT_SUFFIXES
-from twn_lightning.corpus.tables import TABLE_SUFFIXES, is_utf8
+from twn_lightning.corpus.tables import TABLE_SUFFIXES
 from twn_lightning.errors import DataError
 from twn_lightning.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from twn_lightning.utf8 import is_utf8
 
 MEDIA_SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
 """Files of these endings are pictures or clips."""

@@ -13,9 +13,10 @@ from urllib.parse import unquote_to_bytes
 
 from PIL import Image, UnidentifiedImageError
 
-from twn_lightning.corpus.tables import Cells, is_utf8
+from twn_lightning.corpus.tables import Cells
 from twn_lightning.errors import ConfigError, DataError
 from twn_lightning.media import VIDEO_SUFFIXES
+from twn_lightning.utf8 import is_utf8
 
 TEXT_SUFFIXES = (".txt",)
 """Files of these endings are texts."""

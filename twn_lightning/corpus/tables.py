@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twn_lightning.errors import DataError
+from twn_lightning.utf8 import is_utf8
 
 Cells: TypeAlias = dict[str, object]
 """A row's cells by the names of their columns."""
@@ -241,15 +242,6 @@ def _csv_records(lines: _Lines, delimiter: str) -> Iterator[Record]:
             return
         if cells:
             yield cells
-
-
-def is_utf8(words: str) -> bool:
-    """False if they hold lone surrogates, which is what ``surrogateescape`` makes of other bytes."""
-    try:
-        words.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _json_object(line: bytes) -> RawRow:
