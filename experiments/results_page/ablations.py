@@ -70,8 +70,8 @@ def base_line(collection: Collection, main: Collection) -> str:
     told = {section: _told(collection, f"stages.{section}.steps") for section in dict.fromkeys(step.section for step in STEPS)}
     steps = [f"{section} {count}" for section, count in told.items() if count]
     parts += [f"steps: {', '.join(steps)}"] if steps else []
-    told = {"data": _told(collection, "data_revision").partition(",")[0], "commit": _told(collection, "commit")}
-    parts += [f"{what} {value}" for what, value in told.items() if value]
+    origin = {"data": _told(collection, "data_revision").partition(",")[0], "commit": _told(collection, "commit")}
+    parts += [f"{what} {value}" for what, value in origin.items() if value]
     said = cell("; ".join(parts))
     return (
         f"The base run here is **{cell(collection.name)}**: {said}. Its scores are not comparable with those of {cell(main.name)}; what is compared "

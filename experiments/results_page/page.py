@@ -194,8 +194,6 @@ def _seconds(collection: Collection) -> str:
 def _claim(page: Page, collection: Collection) -> None:
     page.section("The claim")
     page.add(*claim.verdict_lines(claim.verdicts(collection)))
-    if not all(verdict.holds for verdict in claim.verdicts(collection)):
-        page.add("What was tried about it: [tried.md](tried.md).")
     page.add(*claim.mode_lines(collection))
     page.add(*claim.difference_lines(collection))
     page.add(claim.where_thinking_pays(collection))
