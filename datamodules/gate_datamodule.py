@@ -106,7 +106,19 @@ class GateDataModule(pl.LightningDataModule):
         held_out = _held_out(examples.gain > margin, validation_fraction, seed)
         self.train = GateBatch(state=examples.state[~held_out], gain=examples.gain[~held_out])
         self.validation = GateBatch(state=examples.state[held_out], gain=examples.gain[held_out])
-        self._report(len(gain), dead_zone)
+        self._num_given, self._dead_zone = len(gain), dead_zone
+
+    def setup(self, stage: str) -> None:
+        """Says what there is to learn from."""
+        _log.info(
+            "Gate examples: %d given, %d dropped (gain within %g nats of 0), %d to train on (thinking helps %d), %d held out.",
+            self._num_given, self.num_dropped, self._dead_zone, len(self.train), self.num_helped, len(self.validation),
+        )  # fmt: skip
+        if self.num_helped in (0, len(self.train)):
+            verdict = "no" if not self.num_helped else "every"
+            _log.warning(
+                "Thinking helps %s gate example: batches cannot be balanced, and the gate can only learn to answer the same always.", verdict
+            )
 
     @property
     def num_helped(self) -> int:
@@ -132,18 +144,6 @@ class GateDataModule(pl.LightningDataModule):
             warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # it is meant
             return []
         return StepLoader(Batches(lambda _: self.validation, 1), StepSampler(1, lambda: 0))
-
-    def _report(self, num_given: int, dead_zone: float) -> None:
-        num_train = len(self.train)
-        _log.info(
-            "Gate examples: %d given, %d dropped (gain within %g nats of 0), %d to train on (thinking helps %d), %d held out.",
-            num_given, self.num_dropped, dead_zone, num_train, self.num_helped, len(self.validation),
-        )  # fmt: skip
-        if self.num_helped in (0, num_train):
-            verdict = "no" if not self.num_helped else "every"
-            _log.warning(
-                "Thinking helps %s gate example: batches cannot be balanced, and the gate can only learn to answer the same always.", verdict
-            )
 
 
 def _check_numbers(batch_size: int, seed: int, dead_zone: float, validation_fraction: float) -> None:

@@ -62,7 +62,8 @@ def compare(config: RunConfig, folder: RunFolder) -> list[SweepPoint]:
     """
     from experiments.build import build_model, build_tasks, data_tags, inference_device
     from experiments.display import show
-    from experiments.gating import THRESHOLDS, encode_tasks, mean_sweep
+    from experiments.encoded_tasks import encode_tasks
+    from experiments.gating import THRESHOLDS, mean_sweep
     from experiments.results import make_report, save_report, show_report
     from experiments.tracking import Tracking, environment_tags
     from twn_lightning.checkpoints import load_bundle_into

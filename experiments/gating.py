@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,18 +13,18 @@ from torch import Tensor
 
 from datamodules.steps import Batches, StepLoader, StepSampler
 from experiments.build import build_decoding, build_label_data
+from experiments.cross_fit import judged, judged_out_of_fold, label_tasks
 from experiments.display import progress
+from experiments.encoded_tasks import EncodedTask
 from experiments.runs import write_atomically
 from twn_lightning.batches import GateBatch, PairBatch
 from twn_lightning.configs.run import RunConfig
 from twn_lightning.distributed import barrier, from_rank_zero, rank
-from twn_lightning.errors import ConfigError
-from twn_lightning.evaluation.encode import AUTOCAST, EncodedItems, KnownItems, encode_items
+from twn_lightning.evaluation.encode import AUTOCAST
 from twn_lightning.evaluation.evaluate import SweepPoint, ThinkSides, threshold_sweep
 from twn_lightning.evaluation.self_label import GateExamples, concatenate_examples, fit_threshold, self_label
 from twn_lightning.evaluation.shards import dealt, own_windows
 from twn_lightning.evaluation.task import RetrievalTask
-from twn_lightning.evaluation.task_labels import half_of, label_task
 from twn_lightning.files import replacing
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.models.gate import threshold_within, tokens_per_query
@@ -37,33 +35,27 @@ CURVE_STEPS = 100
 """Steps of equal cost into which the thresholds of the gate's curve divide what always thinking costs."""
 
 
-@dataclass(frozen=True)
-class EncodedTask:
-    """A task with everything that any threshold needs, from one pass."""
-
-    task: RetrievalTask
-    queries: EncodedItems
-    candidates: EncodedItems
-
-
-def gate_examples(config: RunConfig, model: DualLoRAModel, folder: Path, tasks: Sequence[RetrievalTask] = ()) -> GateBatch:
+def gate_examples(config: RunConfig, model: DualLoRAModel, folder: Path, encoded: Sequence[EncodedTask] = ()) -> GateBatch:
     """The gate's examples, made by the model's own thoughts; read from the folder if they are there already. The ranks share the work.
 
     Args:
         config: The run's settings.
         model: Writes the thoughts.
         folder: The step's folder; gets ``gate_examples.safetensors`` and the thoughts.
-        tasks: Validation tasks, for ``stages.gate.labels=tasks``; without any, pairs are labelled.
+        encoded: Validation tasks, for ``stages.gate.labels=tasks``, with states; without any, pairs are labelled.
     """
     path = folder / EXAMPLES
     if not from_rank_zero(path.is_file()):
-        by_tasks = bool(tasks) and config.stages.gate.labels == "tasks"
-        examples = _label_tasks(config, model, tasks) if by_tasks else _label_pairs(config, model)
+        examples = label_tasks(config, encoded) if _learns_from(config, encoded) else _label_pairs(config, model)
         if rank() == 0:
             _store(examples, path)
         barrier()
     tensors = load_file(str(path))
     return GateBatch(state=tensors["state"], gain=tensors["gain"], num_reasoning_tokens=tensors["num_reasoning_tokens"])
+
+
+def _learns_from(config: RunConfig, encoded: Sequence[EncodedTask]) -> bool:
+    return bool(encoded) and config.stages.gate.labels == "tasks"
 
 
 def _label_pairs(config: RunConfig, model: DualLoRAModel) -> GateExamples:
@@ -86,24 +78,6 @@ def _chosen(loader: StepLoader[PairBatch], numbers: Sequence[int]) -> Iterable[P
     return StepLoader(batches, StepSampler(len(numbers), lambda: 0), num_workers=loader.num_workers) if numbers else ()
 
 
-def _label_tasks(config: RunConfig, model: DualLoRAModel, tasks: Sequence[RetrievalTask]) -> GateExamples:
-    gate, halves = config.stages.gate, _halves(tasks, "labels")
-    own = [halves[number] for number in own_windows(len(halves), over_ranks=True)]
-    encoded = encode_tasks(config, model, own, keep_states=True)
-    parts = [label_task(each.task, each.queries, each.candidates, temperature=gate.temperature, sides=gate.sides) for each in encoded]
-    return concatenate_examples(dealt(parts, num_values=len(halves), over_ranks=True))
-
-
-def _halves(tasks: Sequence[RetrievalTask], half: Literal["labels", "threshold"]) -> list[RetrievalTask]:
-    found = [part for part in (half_of(task, half) for task in tasks) if part is not None]
-    if not found:
-        raise ConfigError(
-            f"stages.gate.labels is tasks, but the half of them that is for the gate's {half} holds no query of "
-            f"{', '.join(task.name for task in tasks)}: choose more tasks, or set stages.gate.labels=pairs."
-        )
-    return found
-
-
 def _store(examples: GateExamples, path: Path) -> None:
     tensors = {
         "state": examples.state.contiguous(),
@@ -111,14 +85,14 @@ def _store(examples: GateExamples, path: Path) -> None:
         "gate_probability": examples.gate_probability.contiguous(),
         "num_reasoning_tokens": examples.num_reasoning_tokens.contiguous(),
     }
-    rows = zip(examples.source, examples.side, examples.gain.tolist(), examples.thoughts, strict=True)
-    lines = [json.dumps({"source": source, "side": side, "gain": round(gain, 4), "thought": thought}) for source, side, gain, thought in rows]
+    rows = zip(examples.source, examples.side, examples.subject, [round(gain, 4) for gain in examples.gain.tolist()], examples.thoughts, strict=True)
+    lines = [json.dumps(dict(zip(("source", "side", "subject", "gain", "thought"), row, strict=True))) for row in rows]
     write_atomically(path.with_suffix(".jsonl"), "\n".join(lines) + "\n")
     with replacing(path) as temporary:
         save_file(tensors, str(temporary))
 
 
-def choose_threshold(config: RunConfig, model: DualLoRAModel, tasks: Sequence[RetrievalTask], examples: GateBatch) -> list[SweepPoint]:
+def choose_threshold(config: RunConfig, model: DualLoRAModel, encoded: Sequence[EncodedTask], examples: GateBatch) -> list[SweepPoint]:
     """Set the gate's threshold and curve by the mean score over validation tasks, each kind of task counting as much.
 
     The threshold is the one with the fewest reasoning tokens whose mean score lies within ``stages.gate.tolerance`` points of the best, among
@@ -129,20 +103,18 @@ def choose_threshold(config: RunConfig, model: DualLoRAModel, tasks: Sequence[Re
         config: The run's settings.
         model: Gets ``gate.threshold`` and ``gate.curve``: see `twn_lightning.models.gate.CurvePoint`. Without tasks every example counts as one
             query with one candidate of the same cost.
-        tasks: Validation tasks; with ``stages.gate.labels=tasks`` the half that gave no examples is looked at.
+        encoded: Validation tasks, with states; where the gate has learned from them they are judged by gates that have not (`judged_out_of_fold`).
         examples: Used if there are no tasks.
 
     Returns:
         The sweep over thresholds; empty without tasks.
     """
     fixed = config.stages.gate.fixed_threshold
-    if not tasks:
+    if not encoded:
         _choose_by_gain(model, examples)
         model.gate.threshold = model.gate.threshold if fixed is None else fixed
         return []
-    if config.stages.gate.labels == "tasks":
-        tasks = _halves(tasks, "threshold")
-    encoded = encode_tasks(config, model, tasks)
+    encoded = judged_out_of_fold(config, model, encoded) if _learns_from(config, encoded) else judged(encoded, model.gate)
     points = mean_sweep(encoded, even_thresholds(encoded))
     model.gate.threshold = cheapest(points, tolerance=config.stages.gate.tolerance).threshold if fixed is None else fixed
     ratio = candidates_per_query([each.task for each in encoded])
@@ -253,37 +225,6 @@ def budget_threshold(model: DualLoRAModel, tasks: Sequence[RetrievalTask], budge
     """
     ratio = candidates_per_query(tasks)
     return threshold_within(model.gate.curve, lambda point: tokens_per_query(point, candidates_per_query=ratio, sides=think_sides), budget=budget)
-
-
-def encode_tasks(config: RunConfig, model: DualLoRAModel, tasks: Sequence[RetrievalTask], *, keep_states: bool = False) -> list[EncodedTask]:
-    """Encode queries and candidates once, thinking always, so that every mode and threshold can be scored.
-
-    Args:
-        config: The run's settings.
-        model: Whole on each rank.
-        tasks: The same on all ranks, which share the encoding and all get all of it; with ``keep_states`` this rank encodes its own.
-        keep_states: Keep what the gate read.
-    """
-    encode = functools.partial(
-        encode_items,
-        model,
-        batch_size=config.evaluation.batch_size,
-        max_batch_tokens=config.evaluation.max_batch_tokens,
-        think="always",
-        decoding=build_decoding(config.decoding),
-        autocast=AUTOCAST[config.trainer.precision],
-        over_ranks=not keep_states,
-        keep_states=keep_states,
-    )
-    encoded = []
-    known: KnownItems = {}
-    with progress("encoding tasks", shown=config.trainer.progress_bar) as advance:
-        for number, task in enumerate(tasks):
-            queries = encode(task.query_items)
-            candidates = encode(task.candidate_items, known=known)
-            encoded.append(EncodedTask(task, queries, candidates))
-            advance(number + 1, len(tasks))
-    return encoded
 
 
 def mean_sweep(encoded: Sequence[EncodedTask], thresholds: Sequence[float]) -> list[SweepPoint]:

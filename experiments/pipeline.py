@@ -28,7 +28,8 @@ from experiments.build import (
     data_tags,
     inference_device,
 )
-from experiments.gating import choose_threshold, encode_tasks, gate_examples
+from experiments.encoded_tasks import EncodedTask, encode_tasks
+from experiments.gating import choose_threshold, gate_examples
 from experiments.record import RECORD, write_record
 from experiments.results import log_report, make_report, save_report, show_report
 from experiments.runs import STEPS, RunFolder, Step, backbone_digest, num_steps, resolve_backbone
@@ -128,7 +129,7 @@ def run_step(
     seed_everything(config.seed + number, verbose=False)
     log.info("%s: %d steps", step.title, num_steps(config, step))
     started = time.perf_counter()
-    examples = _examples(config, step, model, path)
+    tasks, examples = _gate_material(config, step, model, path)
     data = build_data(config, step, model.processor, examples)
     stage = build_stage(config, step, model)
     callbacks = build_callbacks(config, step, path, data, provenance)
@@ -137,7 +138,7 @@ def run_step(
     fit(trainer, stage, data, folder.checkpoint(step))
     model = _whole_again(config, step, model, folder, strategy)
     if examples is not None:
-        _fit_gate(config, model, examples, logger)
+        _choose_threshold(config, model, tasks, examples, logger)
     if rank() == 0:
         seconds = time.perf_counter() - started
         _save(config, step, model, folder, provenance)
@@ -281,22 +282,25 @@ def _made_of(config: RunConfig, provenance: Mapping[str, str]) -> dict[str, str]
     return {**data, "backbone": backbone_digest(config.backbone.path), "version": __version__}
 
 
-def _examples(config: RunConfig, step: Step, model: DualLoRAModel, path: Path) -> GateBatch | None:
+def _gate_material(config: RunConfig, step: Step, model: DualLoRAModel, path: Path) -> tuple[list[EncodedTask], GateBatch | None]:
+    """What a gate's step learns from and chooses its threshold on, of a fresh gate; nothing for other steps."""
     if step.section != "gate":
-        return None
-    return gate_examples(config, model.to(inference_device(config)), path, _gate_tasks(config))
+        return [], None
+    model.gate.reset_parameters()  # the thoughts have changed, and so that the gates of `cross_fit` are made alike
+    tasks = encode_tasks(config, model.to(inference_device(config)), _gate_tasks(config), keep_states=True)
+    return tasks, gate_examples(config, model, path, tasks)
 
 
 def _gate_tasks(config: RunConfig) -> list[RetrievalTask]:
-    """Validation tasks, whole where the gate learns from half of them; none of MMEB-V2, which has only test tasks."""
+    """Validation tasks, whole where the gate learns from them; none of MMEB-V2, which has only test tasks."""
     if config.data.suite == "mmeb_v2":
         return []
     return build_tasks(config, "validation", max_queries=None if config.stages.gate.labels == "tasks" else config.evaluation.validation_queries)
 
 
-def _fit_gate(config: RunConfig, model: DualLoRAModel, examples: GateBatch, logger: TrackingLogger) -> None:
+def _choose_threshold(config: RunConfig, model: DualLoRAModel, tasks: Sequence[EncodedTask], examples: GateBatch, logger: TrackingLogger) -> None:
     model.to(inference_device(config))
-    points = choose_threshold(config, model, _gate_tasks(config), examples)
+    points = choose_threshold(config, model, tasks, examples)
     log.info("gate threshold %.4f", model.gate.threshold)
     logger.log_metrics({"gate/threshold": model.gate.threshold})
     if points:

@@ -15,7 +15,7 @@ from experiments.runs import RunFolder, write_atomically
 from twn_lightning.errors import DataError
 
 if TYPE_CHECKING:
-    from experiments.gating import EncodedTask
+    from experiments.encoded_tasks import EncodedTask
     from experiments.tracking import Tracking
     from twn_lightning.configs.run import RunConfig
     from twn_lightning.evaluation.report import Report

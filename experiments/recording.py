@@ -10,7 +10,8 @@ from typing import Any
 
 from datamodules.mini.tasks import TASKS
 from experiments.build import data_tags
-from experiments.gating import EncodedTask, budget_threshold, candidates_per_query, even_thresholds, token_costs
+from experiments.encoded_tasks import EncodedTask
+from experiments.gating import budget_threshold, candidates_per_query, even_thresholds, token_costs
 from experiments.record import RECORD, Example, RunRecord, TaskRecord
 from experiments.runs import STEPS, RunFolder, Step
 from experiments.tracking import Tracking, TrackingLogger, environment_tags

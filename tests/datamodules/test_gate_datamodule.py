@@ -42,8 +42,9 @@ class Recorder(pl.LightningModule):
 
 
 def test_examples_in_the_dead_zone_are_dropped_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    data = _data()
     with caplog.at_level(logging.INFO):
-        data = _data()
+        data.setup("fit")
     assert data.num_dropped == 3  # 0.05 itself stays
     assert len(data.train) + len(data.validation) == 101
     assert "104 given, 3 dropped (gain within 0.05 nats of 0), 76 to train on (thinking helps 16), 25 held out" in caplog.text
@@ -87,6 +88,7 @@ def test_two_ranks_of_four_see_what_one_of_eight_sees() -> None:
 
 def test_one_class_is_drawn_from_alone_and_reported(caplog: pytest.LogCaptureFixture) -> None:
     data = GateDataModule(*_examples([0.5] * 10), batch_size=4, num_steps=3, seed=0)
+    data.setup("fit")
     assert "Thinking helps every gate example" in caplog.text
     assert [len(batch) for batch in data.train_dataloader()] == [4, 4, 4]
 

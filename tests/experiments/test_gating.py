@@ -11,8 +11,8 @@ import torch
 
 from experiments import evaluate, gating
 from experiments.build import build_gate_data, build_tasks
+from experiments.encoded_tasks import EncodedTask, encode_tasks
 from experiments.gating import (
-    EncodedTask,
     budget_threshold,
     candidates_per_query,
     choose_threshold,
@@ -29,6 +29,7 @@ from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.encode import EncodedItems
 from twn_lightning.evaluation.evaluate import SweepPoint
 from twn_lightning.evaluation.task import Query, RetrievalTask
+from twn_lightning.evaluation.task_labels import query_subjects
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.stages.base import OptimSpec
 from twn_lightning.stages.gate import GateStage
@@ -38,6 +39,10 @@ from twn_lightning.stages.gate import GateStage
 def config(tiny_backbone_path: Path) -> RunConfig:
     overrides = [f"backbone.path={tiny_backbone_path}", "data.tasks=[DigitSum]", "trainer.progress_bar=false"]
     return load_config("mini", folder=CONFIGS, profile="smoke", overrides=overrides)
+
+
+def with_gate(config: RunConfig, **settings: Any) -> RunConfig:
+    return dataclasses.replace(config, stages=dataclasses.replace(config.stages, gate=dataclasses.replace(config.stages.gate, **settings)))
 
 
 def test_examples_are_made_once(config: RunConfig, tiny_model: DualLoRAModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,34 +57,14 @@ def test_examples_are_made_once(config: RunConfig, tiny_model: DualLoRAModel, tm
     assert len((tmp_path / "gate_examples.jsonl").read_text().splitlines()) == len(made)
 
 
-def test_labels_come_from_one_half_of_the_validation_tasks_and_the_threshold_from_the_other(
-    config: RunConfig, tiny_model: DualLoRAModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = dataclasses.replace(
-        config, stages=dataclasses.replace(config.stages, gate=dataclasses.replace(config.stages.gate, labels="tasks", sides="query"))
-    )
-    seen: list[set[str]] = []
-    original = gating.encode_tasks
-
-    def encode_tasks(*args: Any, **settings: Any) -> list[EncodedTask]:
-        seen.append({query.key for task in args[2] for query in task.queries})
-        return original(*args, **settings)
-
-    monkeypatch.setattr(gating, "encode_tasks", encode_tasks)
-    tasks = build_tasks(config, "validation", max_queries=16)
+def test_of_tasks_every_input_is_an_example(config: RunConfig, tiny_model: DualLoRAModel, tmp_path: Path) -> None:
+    config = with_gate(config, labels="tasks", sides="query")
+    tasks = encode_tasks(config, tiny_model, build_tasks(config, "validation", max_queries=16), keep_states=True)
     examples = gate_examples(config, tiny_model, tmp_path, tasks)
-    assert choose_threshold(config, tiny_model, tasks, examples)
-    assert not seen[0] & seen[1]
-    assert seen[0] | seen[1] == {query.key for query in tasks[0].queries}
-    assert examples.state.shape == (len(seen[0]), tiny_model.gate.width)
-    one_query = [dataclasses.replace(tasks[0], queries=[query for query in tasks[0].queries if query.key not in seen[0]][:1])]
-    with pytest.raises(
-        ConfigError, match="stages.gate.labels is tasks, but the half .* for the gate's labels holds no query of DigitSum: choose more tasks"
-    ):
-        gate_examples(config, tiny_model, tmp_path / "other", one_query)
-    labelled = [dataclasses.replace(tasks[0], queries=[query for query in tasks[0].queries if query.key in seen[0]])]
-    with pytest.raises(ConfigError, match="for the gate's threshold holds no query of DigitSum"):
-        choose_threshold(config, tiny_model, labelled, examples)
+    assert tasks[0].queries.state is not None
+    assert torch.equal(examples.state, tasks[0].queries.state)
+    rows = [json.loads(line) for line in (tmp_path / "gate_examples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["subject"] for row in rows] == query_subjects(tasks[0].task)
 
 
 def test_without_tasks_the_threshold_follows_the_gain(config: RunConfig, tiny_model: DualLoRAModel) -> None:
@@ -101,14 +86,14 @@ def test_without_tasks_the_threshold_follows_the_gain(config: RunConfig, tiny_mo
 
 
 def test_a_fixed_threshold_stays_and_the_curve_is_made_all_the_same(config: RunConfig, tiny_model: DualLoRAModel) -> None:
-    gate = dataclasses.replace(config.stages.gate, fixed_threshold=0.37)
-    fixed = dataclasses.replace(config, stages=dataclasses.replace(config.stages, gate=gate))
+    fixed = with_gate(config, fixed_threshold=0.37)
     examples = GateBatch(state=torch.randn(8, tiny_model.gate.width), gain=torch.ones(8), num_reasoning_tokens=torch.ones(8))
     choose_threshold(fixed, tiny_model, [], examples)
     assert tiny_model.gate.threshold == 0.37
     assert tiny_model.gate.curve
     tiny_model.gate.curve = []
-    assert choose_threshold(fixed, tiny_model, build_tasks(config, "validation", max_queries=2), examples)
+    tasks = encode_tasks(fixed, tiny_model, build_tasks(config, "validation", max_queries=2), keep_states=True)
+    assert choose_threshold(fixed, tiny_model, tasks, examples)
     assert tiny_model.gate.threshold == 0.37
     assert tiny_model.gate.curve
 
@@ -120,6 +105,7 @@ def test_where_thinking_always_or_never_helps_the_gate_is_constant(
     state = torch.randn(64, tiny_model.gate.width, generator=torch.Generator().manual_seed(0))
     examples = GateBatch(state=state, gain=torch.full((64,), gain), num_reasoning_tokens=torch.ones(64))
     data = build_gate_data(config, examples)
+    data.setup("fit")
     assert "batches cannot be balanced" in caplog.text
     stage = GateStage(tiny_model, OptimSpec(learning_rate=1e-2, total_steps=3))
     optimizer = stage.configure_optimizers()["optimizer"]
@@ -134,7 +120,8 @@ def test_where_thinking_always_or_never_helps_the_gate_is_constant(
 
 def test_the_curve_of_validation_tasks_counts_tokens_a_query(config: RunConfig, tiny_model: DualLoRAModel) -> None:
     tasks = build_tasks(config, "validation", max_queries=5)
-    points = choose_threshold(config, tiny_model, tasks, GateBatch(state=torch.zeros(0, 32), gain=torch.zeros(0)))
+    encoded = encode_tasks(config, tiny_model, tasks, keep_states=True)
+    points = choose_threshold(config, tiny_model, encoded, GateBatch(state=torch.zeros(0, 32), gain=torch.zeros(0)))
     curve = tiny_model.gate.curve
     assert [point["reasoning_tokens"] for point in curve] == pytest.approx([point.reasoning_tokens / 5 for point in points])
     dearest, ratio = curve[0], len(tasks[0].candidates) / 5
@@ -240,7 +227,7 @@ def test_each_kind_counts_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
         return [SweepPoint(threshold, scores[task.name][1], 1.0, 10) for threshold in thresholds]
 
     monkeypatch.setattr(gating, "threshold_sweep", sweep)
-    encoded = [gating.EncodedTask(_Task(name), None, None) for name in scores]  # type: ignore[arg-type]
+    encoded = [EncodedTask(_Task(name), None, None) for name in scores]  # type: ignore[arg-type]
     (point,) = mean_sweep(encoded, [0.5])
     assert point.score == pytest.approx((90.0 + (10.0 + 30.0) / 2) / 2)
     assert point.reasoning_tokens == 30

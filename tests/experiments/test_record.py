@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from experiments.build import build_model, build_tasks
-from experiments.gating import encode_tasks, token_costs
+from experiments.encoded_tasks import encode_tasks
+from experiments.gating import token_costs
 from experiments.record import (
     RECORD,
     REFERENCES,

@@ -26,6 +26,7 @@ def test_two_processes_that_the_command_starts_train_and_report_what_one_does(sm
         "decoding.max_new_tokens=3",
         "stages.cot_sft.cot_every=2",  # on one of the two steps the reasoning adapter has no gradient
         "stages.gate.dropout=0.0",  # its masks are each rank's own
+        "stages.gate.labels=tasks",
         "stages.grpo.steps=0",
         "callbacks.rollout_samples_every=0",
         "tracking.enabled=false",

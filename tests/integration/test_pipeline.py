@@ -141,10 +141,11 @@ def test_stopped_by_ctrl_c_again_and_again_from_labelling_to_the_table_it_ends_t
     for earlier in STEPS[:4]:
         folder.step(earlier).symlink_to(whole.step(earlier))
     places: list[tuple[object, str, int]] = [
+        (pipeline, "encode_tasks", 1),  # of the validation tasks
         (gating, "self_label", 1),
         (GateStage, "step", 2),
         (pipeline, "choose_threshold", 1),
-        (pipeline, "encode_tasks", 1),
+        (pipeline, "encode_tasks", 2),  # of the test tasks
     ]
     for place, name, number in places:
         with monkeypatch.context() as patch:

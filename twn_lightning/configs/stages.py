@@ -107,9 +107,12 @@ class GateConfig:
     batch_size: int = 128
     """Examples a step."""
     labels: Literal["pairs", "tasks"] = "pairs"
-    """What is labelled. pairs: pairs of the sources, each positive among the others of its batch; tasks: half of the validation tasks' queries and
-    the candidates they are to find, each among the task's own candidates (the threshold is then chosen on the other half). Without a suite there are
-    no validation tasks, and pairs of the training split are labelled."""
+    """What is labelled. pairs: pairs of the sources, each positive among the others of its batch; tasks: the validation tasks' queries and the
+    candidates they are to find, each among the task's own candidates. Without a suite there are no validation tasks, and pairs of the training split
+    are labelled."""
+    folds: int = 5
+    """With labels=tasks, parts of the validation tasks' subjects. The threshold is chosen on all of them: what is said of each part is what a gate
+    says that has learned from the others."""
     split: Literal["train", "validation"] = "train"
     """With labels=pairs, the pairs that are labelled: those of the training split, or of the validation split (what the model does on pairs it was
     not trained on)."""
@@ -139,6 +142,7 @@ class GateConfig:
 
     def __post_init__(self) -> None:
         _common("stages.gate", self.steps, self.batch_size)
+        at_least("stages.gate.folds", self.folds, 2, "a part is judged by a gate that has learned from the others")
         at_least("stages.gate.num_pairs", self.num_pairs, 2, "labels need pairs")
         at_least("stages.gate.label_batch_size", self.label_batch_size, 2, "a positive is ranked among the others of its batch")
         above("stages.gate.temperature", self.temperature, 0.0, "it divides the scores")

@@ -77,7 +77,7 @@ def encode_items(  # noqa: PLR0913 -- every argument but three has a default
         store: Vectors of this model on disk; what is there is not encoded again, and what is encoded is stored, batch by batch.
         over_ranks: Shares the batches out among the ranks, all of which must call this with equal arguments; each gets all rows. False: this
             process encodes everything.
-        keep_states: Keep what the gate read; with ``known``, in every pass or in none. Not with a store or over ranks.
+        keep_states: Keep what the gate read; with ``known``, in every pass or in none. Not with a store.
         autocast: Type of the matrix products, see `AUTOCAST`; None: that of the weights.
         writer: Of the thoughts; the model itself by default.
         unreadable: Gets the numbers of items that cannot be opened, and why; their rows are zero. None: the first of them is an error.
@@ -88,7 +88,7 @@ def encode_items(  # noqa: PLR0913 -- every argument but three has a default
     """
     if not items:
         raise DataError("There is nothing to encode: the list of items is empty.")
-    assert not (keep_states and (store is not None or over_ranks)), "states are not kept in a store, nor sent between ranks"
+    assert not (keep_states and store is not None), "states are not kept in a store"
     assert generator is None or (store is None and not over_ranks), "batches that are left out or shared would not draw from it"
     decoding = decoding or Decoding()
     device = torch.device(device if device is not None else model.device)
@@ -104,6 +104,7 @@ def encode_items(  # noqa: PLR0913 -- every argument but three has a default
     windows = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     shelf = None if store is None else store.shelf(think, decoding)
     found = faults if unreadable is not None else None
+    state_width = model.gate.width if keep_states else None
     work = _Pass(model, think, decoding, device, generator, max_batch_tokens, keep_states, autocast, writer, found)
     own: KnownItems = {}
     own_numbers = own_windows(len(windows), over_ranks=over_ranks)
@@ -116,14 +117,14 @@ def encode_items(  # noqa: PLR0913 -- every argument but three has a default
         for share in gather_objects(faults):
             faults |= share
         windows = [[key for key in window if key not in faults] for window in windows]
-        rows = _stacked([own[key] for number in own_numbers for key in windows[number]], think, width=model.hidden_size)
+        rows = _stacked([own[key] for number in own_numbers for key in windows[number]], think, width=model.hidden_size, state_width=state_width)
         everything = gathered(rows, [len(window) for window in windows], device=device)
         own = {key: (everything, row) for row, key in enumerate(key for window in windows for key in window)}
     known |= own
     readable = [number for number, key in enumerate(keys) if key not in faults]
     places = [known[keys[number]] for number in readable]
     seconds = sum(part.seconds / len(part) for part, _ in {keys[number]: known[keys[number]] for number in readable}.values())
-    rows = dataclasses.replace(_stacked(places, think, width=model.hidden_size, keep_states=keep_states), seconds=seconds)
+    rows = dataclasses.replace(_stacked(places, think, width=model.hidden_size, state_width=state_width), seconds=seconds)
     if unreadable is None or not faults:
         return rows
     unreadable.update({number: faults[key] for number, key in enumerate(keys) if key in faults})
@@ -270,10 +271,10 @@ def _encode_batch(work: _Pass, inputs: Inputs, generator: torch.Generator | None
     )
 
 
-def _stacked(places: Sequence[tuple[EncodedItems, int]], think: ThinkMode, *, width: int, keep_states: bool = False) -> EncodedItems:
+def _stacked(places: Sequence[tuple[EncodedItems, int]], think: ThinkMode, *, width: int, state_width: int | None = None) -> EncodedItems:
     """One row after the other, each from the batch it was encoded in."""
     if not places:
-        return nothing_encoded(width=width, with_generative=think != "never")
+        return nothing_encoded(width=width, with_generative=think != "never", state_width=state_width)
     return EncodedItems(
         discriminative=torch.stack([part.discriminative[row] for part, row in places]),
         generative=None if think == "never" else torch.stack([part.generative[row] for part, row in places if part.generative is not None]),
@@ -282,7 +283,7 @@ def _stacked(places: Sequence[tuple[EncodedItems, int]], think: ThinkMode, *, wi
         thoughts=tuple(part.thoughts[row] for part, row in places),
         seconds=sum(part.seconds / len(part) for part, _ in places),
         thought=torch.stack([part.thought[row] for part, row in places]),
-        state=torch.stack([part.state[row] for part, row in places if part.state is not None]) if keep_states else None,
+        state=None if state_width is None else torch.stack([part.state[row] for part, row in places if part.state is not None]),
     )
 
 

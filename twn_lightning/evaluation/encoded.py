@@ -99,8 +99,8 @@ def joined_rows(parts: Sequence[EncodedItems]) -> EncodedItems:
     )
 
 
-def nothing_encoded(*, width: int, with_generative: bool) -> EncodedItems:
-    """No rows, of vectors of a width: the share of a rank that has nothing to do."""
+def nothing_encoded(*, width: int, with_generative: bool, state_width: int | None = None) -> EncodedItems:
+    """No rows, of vectors of a width and, where given, of states: the share of a rank that has nothing to do."""
     return EncodedItems(
         discriminative=torch.zeros(0, width),
         generative=torch.zeros(0, width) if with_generative else None,
@@ -109,4 +109,5 @@ def nothing_encoded(*, width: int, with_generative: bool) -> EncodedItems:
         thoughts=(),
         seconds=0.0,
         thought=torch.zeros(0, dtype=torch.bool),
+        state=None if state_width is None else torch.zeros(0, state_width),
     )

@@ -35,6 +35,8 @@ class GateExamples:
         num_reasoning_tokens: What the thought cost, ``(N,)``.
         side: ``query`` or ``positive``, of each example.
         source: Name of the data source, of each example.
+        subject: What each example is about, a name within its source: of a pair its key; of a task's query its best candidate's key; of a
+            candidate its own.
         thoughts: What the model wrote, without markers.
     """
 
@@ -44,6 +46,7 @@ class GateExamples:
     num_reasoning_tokens: Tensor
     side: tuple[str, ...]
     source: tuple[str, ...]
+    subject: tuple[str, ...]
     thoughts: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -138,6 +141,7 @@ def concatenate_examples(parts: Sequence[GateExamples]) -> GateExamples:
         num_reasoning_tokens=torch.cat([part.num_reasoning_tokens for part in parts]),
         side=tuple(side for part in parts for side in part.side),
         source=tuple(source for part in parts for source in part.source),
+        subject=tuple(subject for part in parts for subject in part.subject),
         thoughts=tuple(text for part in parts for text in part.thoughts),
     )
 
@@ -197,13 +201,15 @@ def _label_batch(
             after, before = (
                 positive_log_probs(vectors, partners, column, temperature=temperature, mask=mask) for vectors in (own.generative, own.discriminative)
             )
-            examples.append(_examples(model, own, after - before, side, batch.source))
+            examples.append(_examples(model, own, after - before, side, batch))
     return examples
 
 
-def _examples(model: DualLoRAModel, encoded: Encoded, gain: Tensor, side: str, source: str) -> GateExamples:
+def _examples(model: DualLoRAModel, encoded: Encoded, gain: Tensor, side: str, batch: PairBatch) -> GateExamples:
     if not bool(gain.isfinite().all()):
-        raise TwnError(f"The gain of a {side} of source {source} is not finite: the model's vectors are not. Look at the last training steps' loss.")
+        raise TwnError(
+            f"The gain of a {side} of source {batch.source} is not finite: the model's vectors are not. Look at the last training steps' loss."
+        )
     texts = iter(model.processor.decode(encoded.thoughts) if encoded.thoughts is not None else [])
     return GateExamples(
         state=encoded.state.float().cpu(),
@@ -211,7 +217,8 @@ def _examples(model: DualLoRAModel, encoded: Encoded, gain: Tensor, side: str, s
         gate_probability=encoded.gate_probability.float().cpu(),
         num_reasoning_tokens=encoded.num_reasoning_tokens.cpu(),
         side=(side,) * len(gain),
-        source=(source,) * len(gain),
+        source=(batch.source,) * len(gain),
+        subject=batch.keys,
         thoughts=tuple(next(texts) if thinks else "" for thinks in encoded.thinks.tolist()),
     )
 

@@ -72,4 +72,5 @@ def gathered(rows: EncodedItems, sizes: Sequence[int], *, device: torch.device) 
         thoughts=tuple(thoughts[row] for row in order.tolist()),
         seconds=sum(gather_objects(rows.seconds)),
         thought=every(rows.thought.long()).bool(),
+        state=None if rows.state is None else every(rows.state),
     )

@@ -6,9 +6,7 @@ candidates of a task.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,23 +15,26 @@ from twn_lightning.errors import DataError
 from twn_lightning.evaluation.encode import EncodedItems
 from twn_lightning.evaluation.routing import candidate_gain, query_gain
 from twn_lightning.evaluation.self_label import GateExamples, LabelSides
-from twn_lightning.evaluation.task import Query, RetrievalTask
+from twn_lightning.evaluation.task import RetrievalTask
 
 
-def half_of(task: RetrievalTask, half: Literal["labels", "threshold"]) -> RetrievalTask | None:
-    """The task with half of its queries, so that the gate's threshold is chosen on others than those it learned from.
-
-    Queries with the same best candidate (about the same subject) are in the same half, which the digest of task and candidate decides.
+def fold_of(source: str, subject: str, *, num_folds: int) -> int:
+    """The fold of an example for cross-fitting: what is known of one subject of a source is in one fold, which the digest of both decides.
 
     Args:
-        task: Any.
-        half: "labels": those the gate learns from; "threshold": the others.
+        source: Of the example (see `GateExamples`).
+        subject: Of the example.
+        num_folds: F, at least 2.
 
     Returns:
-        None where no query is left.
+        0 to F - 1.
     """
-    queries = [query for query in task.queries if _is_for_labels(task, query) == (half == "labels")]
-    return dataclasses.replace(task, queries=queries) if queries else None
+    return int.from_bytes(hashlib.blake2b(f"{source}/{subject}".encode(), digest_size=4).digest(), "big") % num_folds
+
+
+def query_subjects(task: RetrievalTask) -> list[str]:
+    """What each query is about: the key of its best candidate, the first of equals."""
+    return [max(query.labels, key=lambda key: query.labels[key]) for query in task.queries]
 
 
 def label_task(task: RetrievalTask, queries: EncodedItems, candidates: EncodedItems, *, temperature: float, sides: LabelSides) -> GateExamples:
@@ -55,6 +56,7 @@ def label_task(task: RetrievalTask, queries: EncodedItems, candidates: EncodedIt
     if sides != "query":
         found = candidate_gain(task, queries, candidates, temperature=temperature)
         parts.append(("positive", candidates, found.rows, found.gain))
+    subjects = {"query": query_subjects(task), "positive": list(task.candidates)}
     return GateExamples(
         state=torch.cat([_states(task, items)[rows] for _, items, rows, _ in parts]),
         gain=torch.cat([gain.float() for *_, gain in parts]),
@@ -62,6 +64,7 @@ def label_task(task: RetrievalTask, queries: EncodedItems, candidates: EncodedIt
         num_reasoning_tokens=torch.cat([items.num_reasoning_tokens[rows] for _, items, rows, _ in parts]),
         side=tuple(side for side, _, rows, _ in parts for _ in range(len(rows))),
         source=(task.name,) * sum(len(rows) for _, _, rows, _ in parts),
+        subject=tuple(subjects[side][row] for side, _, rows, _ in parts for row in rows.tolist()),
         thoughts=tuple(items.thoughts[row] for _, items, rows, _ in parts for row in rows.tolist()),
     )
 
@@ -70,8 +73,3 @@ def _states(task: RetrievalTask, items: EncodedItems) -> Tensor:
     if items.state is None:
         raise DataError(f"Task {task.name} was encoded without the gate's states: encode it with keep_states=True.")
     return items.state
-
-
-def _is_for_labels(task: RetrievalTask, query: Query) -> bool:
-    best = max(query.labels, key=lambda key: query.labels[key])
-    return hashlib.blake2b(f"{task.name}/{best}".encode(), digest_size=1).digest()[0] < 128

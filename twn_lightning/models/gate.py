@@ -114,6 +114,12 @@ class RoutingGate(nn.Module):
         """G, width of what it reads."""
         return self.hidden_size * (2 if self.reads == "both" else 1)
 
+    def reset_parameters(self) -> None:
+        """Draws its weights anew."""
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+
     def reading(self, embedding: Embedding) -> Tensor:
         """What the gate reads of discriminative embeddings, float32 ``(B, G)``, without gradient."""
         prompt_state = embedding.prompt_state

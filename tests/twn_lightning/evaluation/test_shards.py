@@ -31,12 +31,15 @@ def model_on(backbone: Path) -> DualLoRAModel:
 
 
 def encode_all(model: DualLoRAModel, store: VectorStore, *, over_ranks: bool) -> list[EncodedItems]:
-    """Greedy and sampled, many items and fewer than there are ranks, some of them known to the store."""
-    return [
-        encode_items(model, [Item(text=text) for text in texts], batch_size=2, decoding=decoding, store=store, over_ranks=over_ranks)
-        for decoding in DECODINGS
-        for texts in (FEW, TEXTS, [*TEXTS[:5], "a new one", "another new one", "a third"])
-    ]
+    """Greedy and sampled, many items and fewer than there are ranks, some of them known to the store; last with states, without a store."""
+
+    def encode(texts: list[str], decoding: Decoding, store: VectorStore | None) -> EncodedItems:
+        items = [Item(text=text) for text in texts]
+        return encode_items(model, items, batch_size=2, decoding=decoding, store=store, over_ranks=over_ranks, keep_states=store is None)
+
+    longer = [*TEXTS[:5], "a new one", "another new one", "a third"]
+    stored = [encode(texts, decoding, store) for decoding in DECODINGS for texts in (FEW, TEXTS, longer)]
+    return [*stored, *(encode(texts, DECODINGS[0], None) for texts in (FEW, TEXTS))]
 
 
 def run_rank(folder: Path, backbone: Path) -> None:
@@ -57,6 +60,7 @@ def run_rank(folder: Path, backbone: Path) -> None:
 def test_two_ranks_share_the_work_and_have_the_vectors_of_one(tiny_backbone_path: Path, tmp_path: Path) -> None:
     model = model_on(tiny_backbone_path)
     parts = encode_all(model, VectorStore(tmp_path / "own", {"bundle": "one"}, width=model.hidden_size), over_ranks=False)
+    assert [part.state is not None for part in parts] == [False] * 6 + [True] * 2
     run_ranks(run_rank, tmp_path, tiny_backbone_path)
     written = 0
     for number in range(2):

@@ -14,7 +14,7 @@ from twn_lightning.evaluation.encode import encode_items
 from twn_lightning.evaluation.routing import candidate_gain, query_gain
 from twn_lightning.evaluation.self_label import LabelSides
 from twn_lightning.evaluation.task import Query, RetrievalTask
-from twn_lightning.evaluation.task_labels import half_of, label_task
+from twn_lightning.evaluation.task_labels import fold_of, label_task, query_subjects
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.models.outputs import Decoding
 
@@ -25,22 +25,18 @@ def make_task(items: list[Item], *, num_subjects: int) -> RetrievalTask:
     return RetrievalTask("toy", "image", "IMG_RET", "hit@1", "global", queries, candidates, "plain")
 
 
-def test_the_halves_share_no_query_and_no_subject_and_leave_nothing_out() -> None:
-    task = make_task([Item(text=str(number)) for number in range(120)], num_subjects=40)
-    labels, threshold = half_of(task, "labels"), half_of(task, "threshold")
-    assert labels is not None
-    assert threshold is not None
-    assert {query.key for query in labels.queries} | {query.key for query in threshold.queries} == {query.key for query in task.queries}
-    subjects = [{key for query in half.queries for key in query.labels} for half in (labels, threshold)]
-    assert not subjects[0] & subjects[1]
-    assert all(len(each) > 10 for each in subjects)
-    assert labels.candidates == task.candidates
+def test_folds_are_of_about_one_size_and_another_source_has_others() -> None:
+    folds = [[fold_of(source, f"c{number}", num_folds=5) for number in range(400)] for source in ("toy", "other")]
+    assert all(50 <= each.count(fold) <= 110 for each in folds for fold in range(5))
+    assert folds[0] != folds[1]
+    assert folds[0] == [fold_of("toy", f"c{number}", num_folds=5) for number in range(400)]
 
 
-def test_a_task_about_one_subject_is_in_one_half() -> None:
-    task = make_task([Item(text=str(number)) for number in range(3)], num_subjects=1)
-    halves = [half_of(task, "labels"), half_of(task, "threshold")]
-    assert [half for half in halves if half is not None] == [task]
+def test_a_query_is_about_its_best_candidate() -> None:
+    task = make_task([Item(text="one"), Item(text="two")], num_subjects=2)
+    labels = {"c1": 1.0, "c0": 3.0}, {"c1": 2.0, "c0": 2.0}
+    graded = [dataclasses.replace(query, labels=given) for query, given in zip(task.queries, labels, strict=True)]
+    assert query_subjects(dataclasses.replace(task, queries=graded)) == ["c0", "c1"]
 
 
 @pytest.mark.parametrize(("sides", "expected"), [("query", 5), ("positive", 3), ("both", 8)])
@@ -66,6 +62,8 @@ def test_examples_are_the_gains_against_the_tasks_own_candidates(
         assert torch.equal(examples.state[part], items.state[rows[side]])
         assert torch.allclose(tiny_model.gate.probability(examples.state[part]), examples.gate_probability[part], atol=1e-6)
         assert torch.equal(examples.num_reasoning_tokens[part], items.num_reasoning_tokens[rows[side]])
+        names = query_subjects(task) if side == "query" else list(task.candidates)
+        assert list(examples.subject[part]) == [names[row] for row in rows[side].tolist()]
         start = part.stop
     assert start == len(examples)
 
