@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from experiments.runs import STEPS
 from twn_lightning.batches import GateBatch
 from twn_lightning.configs.run import RunConfig
 from twn_lightning.errors import ConfigError
-from twn_lightning.evaluation.encode import evaluating
+from twn_lightning.evaluation.encode import EncodedItems, evaluating
 from twn_lightning.evaluation.self_label import GateExamples, concatenate_examples
 from twn_lightning.evaluation.task_labels import fold_of, label_task, query_subjects
 from twn_lightning.models.dual_lora import DualLoRAModel
@@ -43,7 +43,9 @@ def judged(encoded: Sequence[EncodedTask], gate: RoutingGate) -> list[EncodedTas
         encoded: With states.
         gate: On any device.
     """
-    return _with_probabilities(encoded, lambda state, _: _probability(gate, state))
+    return [
+        dataclasses.replace(each, queries=_judged_items(each.queries, [gate]), candidates=_judged_items(each.candidates, [gate])) for each in encoded
+    ]
 
 
 def judged_out_of_fold(config: RunConfig, model: DualLoRAModel, encoded: Sequence[EncodedTask]) -> list[EncodedTask]:
@@ -74,30 +76,26 @@ def judged_out_of_fold(config: RunConfig, model: DualLoRAModel, encoded: Sequenc
             )
         gates.append(_fitted_gate(config, model, GateBatch(state=examples.state[others], gain=examples.gain[others]), seed=config.seed + number))
 
-    def probability(state: Tensor, fold: Tensor) -> Tensor:
-        by_gate = torch.stack([_probability(gate, state) for gate in gates])
-        return by_gate.gather(0, fold[None]).squeeze(0)
-
-    return _with_probabilities(encoded, probability, num_folds=num_folds)
-
-
-def _with_probabilities(encoded: Sequence[EncodedTask], probability: Callable[[Tensor, Tensor], Tensor], *, num_folds: int = 1) -> list[EncodedTask]:
-    """The tasks with probabilities from states ``(N, G)`` and folds ``(N,)``."""
     found = []
     for each in encoded:
-        source = [each.task.name]
-        of_side = {"queries": query_subjects(each.task), "candidates": list(each.task.candidates)}
-        sides = {}
-        for name, subjects in of_side.items():
-            items = getattr(each, name)
-            fold = _folds(source * len(subjects), subjects, num_folds)
-            sides[name] = dataclasses.replace(items, gate_probability=probability(items.state, fold))
-        found.append(dataclasses.replace(each, **sides))
+        asked, offered = (
+            _folds([each.task.name] * len(subjects), subjects, num_folds) for subjects in (query_subjects(each.task), list(each.task.candidates))
+        )
+        queries, candidates = _judged_items(each.queries, gates, asked), _judged_items(each.candidates, gates, offered)
+        found.append(dataclasses.replace(each, queries=queries, candidates=candidates))
     return found
 
 
 def _folds(sources: Sequence[str], subjects: Sequence[str], num_folds: int) -> Tensor:
     return torch.tensor([fold_of(*name, num_folds=num_folds) for name in zip(sources, subjects, strict=True)], dtype=torch.long)
+
+
+def _judged_items(items: EncodedItems, gates: Sequence[RoutingGate], number: Tensor | None = None) -> EncodedItems:
+    """Items with the probabilities of the gate of their number ``(N,)``, by default the first."""
+    assert items.state is not None, "encode with keep_states=True"
+    by_gate = torch.stack([_probability(gate, items.state) for gate in gates])
+    number = torch.zeros(len(items), dtype=torch.long) if number is None else number
+    return dataclasses.replace(items, gate_probability=by_gate.gather(0, number[None]).squeeze(0))
 
 
 def _probability(gate: RoutingGate, state: Tensor) -> Tensor:
