@@ -11,6 +11,7 @@ from torch import Tensor
 from callbacks.sinks import StepClock, log_figure, log_metrics
 from twn_lightning.batches import GateBatch
 from twn_lightning.errors import ConfigError
+from twn_lightning.evaluation.encode import evaluating
 from twn_lightning.losses.gate import self_labels
 from twn_lightning.metrics.gate import auroc, expected_calibration_error, reliability_bins, think_rate
 from twn_lightning.stages.base import StageModule
@@ -77,7 +78,8 @@ class GateMonitor(Callback):
         """The metrics now, and each example's probability ``(N,)``."""
         assert isinstance(pl_module, StageModule)
         gate = pl_module.model.gate
-        probability = gate.probability(self.examples.state.to(pl_module.device)).float().cpu()
+        with evaluating(gate):  # without the dropout it trains with
+            probability = gate.probability(self.examples.state.to(pl_module.device)).float().cpu()
         kept, labels = probability[self.keep], self.labels[self.keep]
         metrics = {
             "gate/held_out_think_rate": think_rate(probability, threshold=gate.threshold),

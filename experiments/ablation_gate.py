@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 READS = {mode: mode for mode in ("never", "always", "auto", "random", "confidence", "oracle")}
 REFERENCE = "auto"
-SHOWN = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+NUM_STEPS, SHOWN_EVERY = 50, 5
+"""Steps of equal cost into which the thresholds of the sweep divide what always thinking costs, and which of them the terminal and MLflow show."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -63,7 +64,7 @@ def compare(config: RunConfig, folder: RunFolder) -> list[SweepPoint]:
     from experiments.build import build_model, build_tasks, data_tags, inference_device
     from experiments.display import show
     from experiments.encoded_tasks import encode_tasks
-    from experiments.gating import THRESHOLDS, mean_sweep
+    from experiments.gating import even_thresholds, mean_sweep
     from experiments.results import make_report, save_report, show_report
     from experiments.tracking import Tracking, environment_tags
     from twn_lightning.checkpoints import load_bundle_into
@@ -78,8 +79,8 @@ def compare(config: RunConfig, folder: RunFolder) -> list[SweepPoint]:
     encoded = encode_tasks(config, model, tasks)
     threshold = model.gate.threshold
     results = [evaluate_encoded(each.task, each.queries, each.candidates, modes=MODES, threshold=threshold) for each in encoded]
-    report = make_report(tasks, results, {"run": config.name, "bundle": last.name, "threshold": f"{threshold:.2f}", **environment_tags(config)})
-    points = mean_sweep(encoded, THRESHOLDS)
+    report = make_report(tasks, results, {"run": config.name, "bundle": last.name, "threshold": f"{threshold:.4f}", **environment_tags(config)})
+    points = mean_sweep(encoded, sorted({*even_thresholds(encoded, num_steps=NUM_STEPS), threshold}))
     references: dict[str, tuple[float, float]] = {
         mode: (float(sum(result.modes[mode].reasoning_tokens for result in results)), _kind_mean(report, mode)) for mode in MODES
     }
@@ -89,10 +90,10 @@ def compare(config: RunConfig, folder: RunFolder) -> list[SweepPoint]:
     table = sweep_table(points, threshold)
     write_atomically(path / "sweep.md", sweep_markdown(points))
     with Tracking(config, folder.path, data_tags(config)).running() as tracking:
-        _log(report, points, tracking)
+        _log(report, points, _shown(points, threshold), tracking)
         tracking.parent.log_figure("figures/ablation_gate.png", figure)
         tracking.parent.log_artifact(path / "sweep.md", "ablation_gate")
-    show_report(report, f"Gate ablation, run {config.name}, threshold {threshold:.2f}")
+    show_report(report, f"Gate ablation, run {config.name}, threshold {threshold:.4f}")
     show(table)
     show(_references(folder, config.seed))
     return points
@@ -111,24 +112,27 @@ def _references(folder: RunFolder, seed: int) -> Table | str:
 
 
 def sweep_table(points: Sequence[SweepPoint], threshold: float) -> Table:
-    """The sweep for the terminal, every tenth of a threshold and the chosen one."""
+    """The sweep for the terminal: the first, the last, every fifth and the chosen threshold."""
     from rich.table import Table
 
     table = Table(title="Threshold sweep: mean over kinds of tasks", title_justify="left")
     for heading in ("threshold", "score", "think rate", "reasoning tokens"):
         table.add_column(heading, justify="right")
-    for point in points:
-        chosen = abs(point.threshold - threshold) < 1e-9
-        if chosen or any(abs(point.threshold - shown) < 1e-9 for shown in SHOWN):
-            mark = " ← chosen on validation" if chosen else ""
-            table.add_row(f"{point.threshold:.2f}{mark}", f"{point.score:.1f}", f"{point.think_rate:.2f}", f"{point.reasoning_tokens:,}")
+    for point in _shown(points, threshold):
+        mark = " ← chosen on validation" if point.threshold == threshold else ""
+        table.add_row(f"{point.threshold:.4f}{mark}", f"{point.score:.1f}", f"{point.think_rate:.2f}", f"{point.reasoning_tokens:,}")
     return table
+
+
+def _shown(points: Sequence[SweepPoint], threshold: float) -> list[SweepPoint]:
+    last = len(points) - 1
+    return [point for number, point in enumerate(points) if number % SHOWN_EVERY == 0 or number == last or point.threshold == threshold]
 
 
 def sweep_markdown(points: Sequence[SweepPoint]) -> str:
     """The whole sweep as a Markdown table."""
     lines = ["| threshold | score | think rate | reasoning tokens |", "|---:|---:|---:|---:|"]
-    lines += [f"| {point.threshold:.2f} | {point.score:.2f} | {point.think_rate:.3f} | {point.reasoning_tokens} |" for point in points]
+    lines += [f"| {point.threshold:.4f} | {point.score:.2f} | {point.think_rate:.3f} | {point.reasoning_tokens} |" for point in points]
     return "\n".join(lines) + "\n"
 
 
@@ -141,7 +145,7 @@ def _kind_mean(report: Report, mode: str) -> float:
     return sum(means) / len(means)
 
 
-def _log(report: Report, points: Sequence[SweepPoint], tracking: Tracking) -> None:
+def _log(report: Report, points: Sequence[SweepPoint], shown: Sequence[SweepPoint], tracking: Tracking) -> None:
     for mode in ("never", "always", "auto", "oracle"):
         logger = tracking.child(f"ablation_gate/{mode}", {"ablation": "gate", "variant": mode})
         rows = [*report.rows, *(group.row for group in report.groups())]
@@ -152,8 +156,8 @@ def _log(report: Report, points: Sequence[SweepPoint], tracking: Tracking) -> No
     for number, point in enumerate(points):
         numbers = {f"sweep/{name}": float(value) for name, value in dataclasses.asdict(point).items()}
         sweep.log_metrics(numbers, step=number)
-        if any(abs(point.threshold - shown) < 1e-9 for shown in SHOWN):
-            variant = f"threshold_{point.threshold:.1f}"
+        if point in shown:
+            variant = f"threshold_{point.threshold:.4f}"
             logger = tracking.child(f"ablation_gate/{variant}", {"ablation": "gate", "variant": variant})
             logger.log_metrics(numbers)
             logger.finalize("success")

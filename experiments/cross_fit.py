@@ -15,25 +15,13 @@ from experiments.encoded_tasks import EncodedTask
 from experiments.runs import STEPS
 from twn_lightning.batches import GateBatch
 from twn_lightning.configs.run import RunConfig
+from twn_lightning.distributed import world_size
 from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.encode import EncodedItems, evaluating
-from twn_lightning.evaluation.self_label import GateExamples, concatenate_examples
-from twn_lightning.evaluation.task_labels import fold_of, label_task, query_subjects
+from twn_lightning.evaluation.task_labels import query_subjects, subject_folds
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.models.gate import RoutingGate
 from twn_lightning.stages.gate import GateStage
-
-
-def label_tasks(config: RunConfig, encoded: Sequence[EncodedTask]) -> GateExamples:
-    """The gate's examples from validation tasks (`label_task`), one task after the other.
-
-    Args:
-        config: The run's settings.
-        encoded: At least one task, with states.
-    """
-    gate = config.stages.gate
-    parts = [label_task(each.task, each.queries, each.candidates, temperature=gate.temperature, sides=gate.sides) for each in encoded]
-    return concatenate_examples(parts)
 
 
 def judged(encoded: Sequence[EncodedTask], gate: RoutingGate) -> list[EncodedTask]:
@@ -43,68 +31,90 @@ def judged(encoded: Sequence[EncodedTask], gate: RoutingGate) -> list[EncodedTas
         encoded: With states.
         gate: On any device.
     """
+
+    def judge(items: EncodedItems) -> EncodedItems:
+        return dataclasses.replace(items, gate_probability=_probability(gate, items.state))
+
+    return [dataclasses.replace(each, queries=judge(each.queries), candidates=judge(each.candidates)) for each in encoded]
+
+
+def judged_out_of_fold(config: RunConfig, model: DualLoRAModel, encoded: Sequence[EncodedTask], examples: GateBatch) -> list[EncodedTask]:
+    """The tasks with what gates that know nothing of an input's subject say of it (cross-fitting).
+
+    So a threshold can be chosen on all inputs, though the model's own gate learns from all of them too.
+
+    Args:
+        config: The run's settings.
+        model: See `fold_gates`.
+        encoded: With states.
+        examples: What the model's gate learns from: of these tasks, with their folds.
+
+    Raises:
+        ConfigError: See `fold_gates`.
+    """
+    gates = fold_gates(config, model, examples)
+    folds = subject_folds([each.task for each in encoded], num_folds=config.stages.gate.folds)
+
+    def judge(items: EncodedItems, name: str, subjects: Sequence[str]) -> EncodedItems:
+        fold = torch.tensor([folds[name, subject] for subject in subjects])
+        return dataclasses.replace(items, gate_probability=_by_fold(gates, items.state, fold))
+
     return [
-        dataclasses.replace(each, queries=_judged_items(each.queries, [gate]), candidates=_judged_items(each.candidates, [gate])) for each in encoded
+        dataclasses.replace(
+            each,
+            queries=judge(each.queries, each.task.name, query_subjects(each.task)),
+            candidates=judge(each.candidates, each.task.name, list(each.task.candidates)),
+        )
+        for each in encoded
     ]
 
 
-def judged_out_of_fold(config: RunConfig, model: DualLoRAModel, encoded: Sequence[EncodedTask]) -> list[EncodedTask]:
-    """The tasks with what gates that know nothing of an input's subject say of it (cross-fitting).
+def out_of_fold_probability(config: RunConfig, model: DualLoRAModel, examples: GateBatch) -> Tensor:
+    """What gates that know nothing of an example's subject say of it, ``(N,)``; arguments and errors as in `fold_gates`."""
+    return _by_fold(fold_gates(config, model, examples), examples.state, examples.fold)
 
-    Subjects are dealt to ``stages.gate.folds`` folds (`fold_of`). For each fold a fresh gate learns from the examples of the other folds, by the
-    settings and steps of stage 3, and judges the fold's queries and candidates. So a threshold can be chosen on all of them, though the model's own
-    gate learns from all of them too.
+
+def fold_gates(config: RunConfig, model: DualLoRAModel, examples: GateBatch) -> list[RoutingGate]:
+    """For each of the ``stages.gate.folds`` folds a fresh gate after stage 3's steps on the examples of the other folds.
 
     Args:
         config: The run's settings.
         model: Says what a gate is made of; its own is left as it is.
-        encoded: With states.
+        examples: With their folds.
 
     Raises:
-        ConfigError: The tasks are about so few subjects that a gate would have nothing to learn from.
+        ConfigError: The examples are about so few subjects that a gate would have nothing to learn from.
     """
-    num_folds = config.stages.gate.folds
-    examples = label_tasks(config, encoded)
-    fold = _folds(examples.source, examples.subject, num_folds)
+    assert examples.fold is not None, "gate_examples gives them"
     gates = []
-    for number in range(num_folds):
-        others = (fold != number).nonzero().flatten()
+    for number in range(config.stages.gate.folds):
+        others = (examples.fold != number).nonzero().flatten()
         if len(others) < 2:
             raise ConfigError(
-                f"stages.gate.labels is tasks, but without fold {number + 1} of {num_folds} there are {len(others)} examples to learn from, of "
-                f"{', '.join(each.task.name for each in encoded)}: choose more tasks, or set stages.gate.labels=pairs."
+                f"Without fold {number + 1} of {config.stages.gate.folds}, {len(others)} of the gate's {len(examples)} examples are left to learn "
+                "from: they are about too few subjects. Choose more tasks (stages.gate.labels=tasks) or more pairs (stages.gate.num_pairs)."
             )
         gates.append(_fitted_gate(config, model, GateBatch(state=examples.state[others], gain=examples.gain[others]), seed=config.seed + number))
-
-    found = []
-    for each in encoded:
-        asked, offered = (
-            _folds([each.task.name] * len(subjects), subjects, num_folds) for subjects in (query_subjects(each.task), list(each.task.candidates))
-        )
-        queries, candidates = _judged_items(each.queries, gates, asked), _judged_items(each.candidates, gates, offered)
-        found.append(dataclasses.replace(each, queries=queries, candidates=candidates))
-    return found
+    return gates
 
 
-def _folds(sources: Sequence[str], subjects: Sequence[str], num_folds: int) -> Tensor:
-    return torch.tensor([fold_of(*name, num_folds=num_folds) for name in zip(sources, subjects, strict=True)], dtype=torch.long)
+def _by_fold(gates: Sequence[RoutingGate], state: Tensor | None, fold: Tensor | None) -> Tensor:
+    assert fold is not None
+    return torch.stack([_probability(gate, state) for gate in gates]).gather(0, fold[None]).squeeze(0)
 
 
-def _judged_items(items: EncodedItems, gates: Sequence[RoutingGate], number: Tensor | None = None) -> EncodedItems:
-    """Items with the probabilities of the gate of their number ``(N,)``, by default the first."""
-    assert items.state is not None, "encode with keep_states=True"
-    by_gate = torch.stack([_probability(gate, items.state) for gate in gates])
-    number = torch.zeros(len(items), dtype=torch.long) if number is None else number
-    return dataclasses.replace(items, gate_probability=by_gate.gather(0, number[None]).squeeze(0))
-
-
-def _probability(gate: RoutingGate, state: Tensor) -> Tensor:
+def _probability(gate: RoutingGate, state: Tensor | None) -> Tensor:
+    assert state is not None, "encode with keep_states=True"
     with evaluating(gate):
         return gate.probability(state.to(next(gate.parameters()).device)).cpu()
 
 
 def _fitted_gate(config: RunConfig, model: DualLoRAModel, examples: GateBatch, *, seed: int) -> RoutingGate:
-    """A fresh gate after stage 3's steps on the examples, on the CPU."""
+    """A fresh gate on the CPU after as many steps, of as many examples, as the ranks take together in stage 3."""
+    third = config.stages.gate
+    batch_size = third.batch_size * config.trainer.accumulate * world_size()
+    alone = dataclasses.replace(third, batch_size=batch_size, optim=dataclasses.replace(third.optim, optimizer="adamw"))
+    config = dataclasses.replace(config, stages=dataclasses.replace(config.stages, gate=alone))
     own, gate = model.gate, copy.deepcopy(model.gate).cpu()
     data = build_gate_data(config, examples)
     model.gate = gate
@@ -119,6 +129,8 @@ def _fitted_gate(config: RunConfig, model: DualLoRAModel, examples: GateBatch, *
             for batch in data.train_dataloader():
                 optimizer.zero_grad()
                 torch.autograd.backward(stage.step(batch).loss)
+                if config.trainer.clip:
+                    torch.nn.utils.clip_grad_norm_(gate.parameters(), config.trainer.clip)
                 optimizer.step()
                 scheduler.step()
     finally:

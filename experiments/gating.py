@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datamodules.steps import Batches, StepLoader, StepSampler
 from experiments.build import build_decoding, build_label_data
-from experiments.cross_fit import judged, judged_out_of_fold, label_tasks
+from experiments.cross_fit import judged, judged_out_of_fold, out_of_fold_probability
 from experiments.display import progress
 from experiments.encoded_tasks import EncodedTask
 from experiments.runs import write_atomically
@@ -25,12 +25,12 @@ from twn_lightning.evaluation.evaluate import SweepPoint, ThinkSides, threshold_
 from twn_lightning.evaluation.self_label import GateExamples, concatenate_examples, fit_threshold, self_label
 from twn_lightning.evaluation.shards import dealt, own_windows
 from twn_lightning.evaluation.task import RetrievalTask
+from twn_lightning.evaluation.task_labels import fold_of, label_task, subject_folds
 from twn_lightning.files import replacing
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.models.gate import threshold_within, tokens_per_query
 
 EXAMPLES = "gate_examples.safetensors"
-THRESHOLDS = tuple(round(step * 0.02, 2) for step in range(51))
 CURVE_STEPS = 100
 """Steps of equal cost into which the thresholds of the gate's curve divide what always thinking costs."""
 
@@ -46,16 +46,30 @@ def gate_examples(config: RunConfig, model: DualLoRAModel, folder: Path, encoded
     """
     path = folder / EXAMPLES
     if not from_rank_zero(path.is_file()):
-        examples = label_tasks(config, encoded) if _learns_from(config, encoded) else _label_pairs(config, model)
+        examples = _label_tasks(config, encoded) if _learns_from(config, encoded) else _label_pairs(config, model)
         if rank() == 0:
-            _store(examples, path)
+            _store(examples, _folds(config, examples, encoded), path)
         barrier()
     tensors = load_file(str(path))
-    return GateBatch(state=tensors["state"], gain=tensors["gain"], num_reasoning_tokens=tensors["num_reasoning_tokens"])
+    return GateBatch(state=tensors["state"], gain=tensors["gain"], num_reasoning_tokens=tensors["num_reasoning_tokens"], fold=tensors["fold"])
 
 
 def _learns_from(config: RunConfig, encoded: Sequence[EncodedTask]) -> bool:
     return bool(encoded) and config.stages.gate.labels == "tasks"
+
+
+def _label_tasks(config: RunConfig, encoded: Sequence[EncodedTask]) -> GateExamples:
+    gate = config.stages.gate
+    parts = [label_task(each.task, each.queries, each.candidates, temperature=gate.temperature, sides=gate.sides) for each in encoded]
+    return concatenate_examples(parts)
+
+
+def _folds(config: RunConfig, examples: GateExamples, encoded: Sequence[EncodedTask]) -> Tensor:
+    """The fold of each example, ``(N,)``."""
+    num_folds = config.stages.gate.folds
+    known = subject_folds([each.task for each in encoded], num_folds=num_folds) if _learns_from(config, encoded) else {}
+    names = zip(examples.source, examples.subject, strict=True)
+    return torch.tensor([known[name] if known else fold_of(*name, num_folds=num_folds) for name in names], dtype=torch.long)
 
 
 def _label_pairs(config: RunConfig, model: DualLoRAModel) -> GateExamples:
@@ -78,12 +92,13 @@ def _chosen(loader: StepLoader[PairBatch], numbers: Sequence[int]) -> Iterable[P
     return StepLoader(batches, StepSampler(len(numbers), lambda: 0), num_workers=loader.num_workers) if numbers else ()
 
 
-def _store(examples: GateExamples, path: Path) -> None:
+def _store(examples: GateExamples, fold: Tensor, path: Path) -> None:
     tensors = {
         "state": examples.state.contiguous(),
         "gain": examples.gain.contiguous(),
         "gate_probability": examples.gate_probability.contiguous(),
         "num_reasoning_tokens": examples.num_reasoning_tokens.contiguous(),
+        "fold": fold,
     }
     rows = zip(examples.source, examples.side, examples.subject, [round(gain, 4) for gain in examples.gain.tolist()], examples.thoughts, strict=True)
     lines = [json.dumps(dict(zip(("source", "side", "subject", "gain", "thought"), row, strict=True))) for row in rows]
@@ -96,25 +111,25 @@ def choose_threshold(config: RunConfig, model: DualLoRAModel, encoded: Sequence[
     """Set the gate's threshold and curve by the mean score over validation tasks, each kind of task counting as much.
 
     The threshold is the one with the fewest reasoning tokens whose mean score lies within ``stages.gate.tolerance`` points of the best, among
-    those of `even_thresholds`. Without tasks it is chosen by the gain on the examples themselves. ``stages.gate.fixed_threshold`` overrides
-    either; the curve is made all the same.
+    those of `even_thresholds`. Without tasks it is chosen by the gain on the examples themselves. What the gate has learned from is judged by gates
+    that have not (`experiments.cross_fit`). ``stages.gate.fixed_threshold`` overrides the choice; the curve is made all the same.
 
     Args:
         config: The run's settings.
         model: Gets ``gate.threshold`` and ``gate.curve``: see `twn_lightning.models.gate.CurvePoint`. Without tasks every example counts as one
             query with one candidate of the same cost.
-        encoded: Validation tasks, with states; where the gate has learned from them they are judged by gates that have not (`judged_out_of_fold`).
-        examples: Used if there are no tasks.
+        encoded: Validation tasks, with states.
+        examples: What the gate has learned from, with folds.
 
     Returns:
         The sweep over thresholds; empty without tasks.
     """
     fixed = config.stages.gate.fixed_threshold
     if not encoded:
-        _choose_by_gain(model, examples)
+        _choose_by_gain(config, model, examples)
         model.gate.threshold = model.gate.threshold if fixed is None else fixed
         return []
-    encoded = judged_out_of_fold(config, model, encoded) if _learns_from(config, encoded) else judged(encoded, model.gate)
+    encoded = judged_out_of_fold(config, model, encoded, examples) if _learns_from(config, encoded) else judged(encoded, model.gate)
     points = mean_sweep(encoded, even_thresholds(encoded))
     model.gate.threshold = cheapest(points, tolerance=config.stages.gate.tolerance).threshold if fixed is None else fixed
     ratio = candidates_per_query([each.task for each in encoded])
@@ -131,11 +146,9 @@ def choose_threshold(config: RunConfig, model: DualLoRAModel, encoded: Sequence[
     return points
 
 
-def _choose_by_gain(model: DualLoRAModel, examples: GateBatch) -> None:
-    with torch.no_grad():
-        probability = model.gate.probability(examples.state.to(model.device)).cpu()
+def _choose_by_gain(config: RunConfig, model: DualLoRAModel, examples: GateBatch) -> None:
     assert examples.num_reasoning_tokens is not None
-    fit = fit_threshold(probability, examples.gain, examples.num_reasoning_tokens)
+    fit = fit_threshold(out_of_fold_probability(config, model, examples), examples.gain, examples.num_reasoning_tokens)
     model.gate.threshold = fit.threshold
     model.gate.curve = [
         {

@@ -208,11 +208,13 @@ class GateBatch:
         state: What the gate reads: the pre-normalisation discriminative state, ``(B, H)``.
         gain: delta = u_gen - u_disc in nats, where u is the log-softmax score of the positive among its candidates, ``(B,)``.
         num_reasoning_tokens: What the thought cost, ``(B,)``, or None where nobody asks.
+        fold: Of the example's subject, for cross-fitting, ``(B,)``, or None where nobody asks.
     """
 
     state: Tensor
     gain: Tensor
     num_reasoning_tokens: Tensor | None = None
+    fold: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.state.shape[0])

@@ -66,6 +66,14 @@ def test_gate_monitor_knows_perfect_and_useless_gates(gate_stage: GateStage, gat
     assert "gate/held_out_auroc" not in one_class.read(gate_stage)[0]
 
 
+def test_gate_monitor_hides_nothing_from_a_gate_that_trains_with_dropout(gate_stage: GateStage, gate_examples: GateBatch) -> None:
+    gate = gate_stage.model.gate
+    gate.dropout = 0.9
+    probability = GateMonitor(gate_examples).read(gate_stage)[1]
+    assert gate.training
+    assert torch.equal(probability, gate.eval().probability(gate_examples.state).detach())
+
+
 def test_gate_monitor_without_labels_is_refused(gate_examples: GateBatch) -> None:
     with pytest.raises(ConfigError, match="dead_zone"):
         GateMonitor(replace(gate_examples, gain=torch.zeros(len(gate_examples))))

@@ -46,7 +46,7 @@ def test_the_gate_ablation_makes_comparable_runs(finished_run: RunConfig, argume
     client = MlflowClient(tracking_uri=store_uri(finished_run))
     scores = {mode: client.get_run(runs[f"ablation_gate/{mode}"]).data.metrics["test/all/score"] for mode in ("never", "always", "auto", "oracle")}
     assert scores["oracle"] >= max(scores["never"], scores["always"])
-    assert client.get_run(runs["ablation_gate/threshold_1.0"]).data.tags["mlflow.parentRunId"] == runs[""]
+    assert client.get_run(runs["ablation_gate/threshold_1.0000"]).data.tags["mlflow.parentRunId"] == runs[""]
 
 
 def test_a_command_without_a_run_lists_the_runs_that_are_there(finished_run: RunConfig, smoke_settings: list[str]) -> None:

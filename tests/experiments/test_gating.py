@@ -68,12 +68,15 @@ def test_of_tasks_every_input_is_an_example(config: RunConfig, tiny_model: DualL
 
 
 def test_without_tasks_the_threshold_follows_the_gain(config: RunConfig, tiny_model: DualLoRAModel) -> None:
+    optim = dataclasses.replace(config.stages.gate.optim, learning_rate=1e-2)
+    config = with_gate(config, steps=40, batch_size=64, optim=optim)
     state = torch.randn(64, tiny_model.gate.width, generator=torch.Generator().manual_seed(0))
-    probability = tiny_model.gate.probability(state).detach()
-    gain = torch.where(probability > probability.median(), 1.0, -1.0)
-    num_tokens = torch.arange(64)
-    assert choose_threshold(config, tiny_model, [], GateBatch(state=state, gain=gain, num_reasoning_tokens=num_tokens)) == []
-    assert torch.equal(probability >= tiny_model.gate.threshold, gain > 0)
+    state[:32, 0] += 8.0
+    gain = torch.tensor([2.0] * 32 + [-2.0] * 32)  # above and below the margin
+    examples = GateBatch(state=state, gain=gain, num_reasoning_tokens=torch.arange(64), fold=torch.arange(64) % config.stages.gate.folds)
+    assert choose_threshold(config, tiny_model, [], examples) == []
+    (chosen,) = [point for point in tiny_model.gate.curve if point["threshold"] == tiny_model.gate.threshold]
+    assert (chosen["think_rate"], chosen["quality"]) == (pytest.approx(0.5, abs=0.05), pytest.approx(1.0, abs=0.1))
     assert tiny_model.gate.curve[0] == {
         "threshold": 0.0,
         "quality": 0.0,
@@ -87,7 +90,8 @@ def test_without_tasks_the_threshold_follows_the_gain(config: RunConfig, tiny_mo
 
 def test_a_fixed_threshold_stays_and_the_curve_is_made_all_the_same(config: RunConfig, tiny_model: DualLoRAModel) -> None:
     fixed = with_gate(config, fixed_threshold=0.37)
-    examples = GateBatch(state=torch.randn(8, tiny_model.gate.width), gain=torch.ones(8), num_reasoning_tokens=torch.ones(8))
+    state = torch.randn(8, tiny_model.gate.width)
+    examples = GateBatch(state=state, gain=torch.ones(8), num_reasoning_tokens=torch.ones(8), fold=torch.arange(8) % 5)
     choose_threshold(fixed, tiny_model, [], examples)
     assert tiny_model.gate.threshold == 0.37
     assert tiny_model.gate.curve
@@ -103,7 +107,7 @@ def test_where_thinking_always_or_never_helps_the_gate_is_constant(
     config: RunConfig, tiny_model: DualLoRAModel, caplog: pytest.LogCaptureFixture, gain: float, rate: float
 ) -> None:
     state = torch.randn(64, tiny_model.gate.width, generator=torch.Generator().manual_seed(0))
-    examples = GateBatch(state=state, gain=torch.full((64,), gain), num_reasoning_tokens=torch.ones(64))
+    examples = GateBatch(state=state, gain=torch.full((64,), gain), num_reasoning_tokens=torch.ones(64), fold=torch.arange(64) % 5)
     data = build_gate_data(config, examples)
     data.setup("fit")
     assert "batches cannot be balanced" in caplog.text

@@ -13,9 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from twn_lightning.batches import Item
 from twn_lightning.errors import ConfigError, DataError
 from twn_lightning.evaluation.encode import EncodedItems, ThinkMode
 from twn_lightning.evaluation.rank import HEADLINE, blocks, rank_block
+from twn_lightning.evaluation.store_digests import item_digest
 from twn_lightning.evaluation.task import RetrievalTask
 from twn_lightning.losses.info_nce import cosine_scores
 
@@ -204,8 +206,9 @@ def query_gain(task: RetrievalTask, queries: EncodedItems, candidates: EncodedIt
 def candidate_gain(task: RetrievalTask, queries: EncodedItems, candidates: EncodedItems, *, temperature: float) -> CandidateGains:
     """What the own thought of each candidate that is some query's positive brings: the roles of `query_gain` exchanged, as in the gate's labels.
 
-    u is the log-softmax score of a query among all queries for which the candidate is not relevant; the queries are discriminative in both. Of a
-    candidate that is the positive of several queries, the mean over these.
+    u is the log-softmax score of a query among all queries for which the candidate is not relevant; the queries are discriminative in both. Queries
+    equal to a relevant one are left out too, since no thought tells them apart. Of a candidate that is the positive of several queries, the mean
+    over these.
 
     Args:
         task: Whose queries and candidates were encoded, in its order.
@@ -227,6 +230,9 @@ def candidate_gain(task: RetrievalTask, queries: EncodedItems, candidates: Encod
     relevant = torch.zeros(len(rows), len(task.queries), dtype=torch.bool)
     for number, query in enumerate(task.queries):
         relevant[[own[column[key]] for key in query.labels if column[key] in own], number] = True
+    same = _equal_numbers([query.item for query in task.queries])
+    for number, own_queries in enumerate(relevant):
+        relevant[number] = torch.isin(same, same[own_queries])
     asked = torch.arange(len(task.queries))
     before, after = (
         _own_log_prob(cosine_scores(vectors[rows], queries.discriminative).cpu() / temperature, relevant)[places, asked]
@@ -234,6 +240,12 @@ def candidate_gain(task: RetrievalTask, queries: EncodedItems, candidates: Encod
     )
     total = torch.zeros(len(rows)).index_add(0, places, after - before)
     return CandidateGains(rows=rows, gain=total / torch.bincount(places, minlength=len(rows)))
+
+
+def _equal_numbers(items: Sequence[Item]) -> Tensor:
+    """A number for each item, the same for equal ones, ``(N,)``."""
+    numbers: dict[bytes, int] = {}
+    return torch.tensor([numbers.setdefault(item_digest(item, by_content=False), len(numbers)) for item in items], dtype=torch.long)
 
 
 def _own_log_prob(scores: Tensor, relevant: Tensor) -> Tensor:

@@ -35,8 +35,8 @@ class GateExamples:
         num_reasoning_tokens: What the thought cost, ``(N,)``.
         side: ``query`` or ``positive``, of each example.
         source: Name of the data source, of each example.
-        subject: What each example is about, a name within its source: of a pair its key; of a task's query its best candidate's key; of a
-            candidate its own.
+        subject: What each example is about, a name within its source: of a pair the hash of its target; of a task's query its best candidate's
+            key; of a candidate its own.
         thoughts: What the model wrote, without markers.
     """
 
@@ -218,7 +218,7 @@ def _examples(model: DualLoRAModel, encoded: Encoded, gain: Tensor, side: str, b
         num_reasoning_tokens=encoded.num_reasoning_tokens.cpu(),
         side=(side,) * len(gain),
         source=(batch.source,) * len(gain),
-        subject=batch.keys,
+        subject=tuple(map(str, batch.positive_hash.tolist())),
         thoughts=tuple(next(texts) if thinks else "" for thinks in encoded.thinks.tolist()),
     )
 

@@ -7,6 +7,8 @@ candidates of a task.
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from twn_lightning.errors import DataError
 from twn_lightning.evaluation.encode import EncodedItems
 from twn_lightning.evaluation.routing import candidate_gain, query_gain
 from twn_lightning.evaluation.self_label import GateExamples, LabelSides
+from twn_lightning.evaluation.store_digests import item_digest
 from twn_lightning.evaluation.task import RetrievalTask
 
 
@@ -30,6 +33,33 @@ def fold_of(source: str, subject: str, *, num_folds: int) -> int:
         0 to F - 1.
     """
     return int.from_bytes(hashlib.blake2b(f"{source}/{subject}".encode(), digest_size=4).digest(), "big") % num_folds
+
+
+def subject_folds(tasks: Sequence[RetrievalTask], *, num_folds: int) -> dict[tuple[str, str], int]:
+    """The fold of each task's subjects, such that equal inputs, also of several subjects or tasks, are in one fold.
+
+    Args:
+        tasks: Of different names.
+        num_folds: F, at least 2.
+
+    Returns:
+        0 to F - 1, by the task's name and the candidate's key.
+    """
+    parent: dict[tuple[str, str], tuple[str, str]] = {}
+    first: dict[bytes, tuple[str, str]] = {}
+
+    def group(subject: tuple[str, str]) -> tuple[str, str]:
+        while parent.setdefault(subject, subject) != subject:
+            subject = parent[subject]
+        return subject
+
+    for task in tasks:
+        asked = zip(query_subjects(task), (query.item for query in task.queries), strict=True)
+        for key, item in itertools.chain(asked, task.candidates.items()):
+            other = first.setdefault(item_digest(item, by_content=False), (task.name, key))
+            low, high = sorted((group((task.name, key)), group(other)))
+            parent[high] = low
+    return {subject: fold_of(*group(subject), num_folds=num_folds) for subject in list(parent)}
 
 
 def query_subjects(task: RetrievalTask) -> list[str]:

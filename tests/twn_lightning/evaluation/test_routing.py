@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -161,6 +162,20 @@ def test_gain_of_a_candidate_equals_a_slow_loop(local: bool) -> None:
     found = candidate_gain(task, queries, candidates, temperature=0.1)
     assert found.rows.tolist() == sorted(gains)
     assert found.gain.tolist() == pytest.approx([sum(gains[row]) / len(gains[row]) for row in sorted(gains)], abs=1e-4)
+
+
+def test_a_query_that_is_asked_twice_is_no_mistake_of_either_candidate() -> None:
+    task, queries, candidates = random_case(local=False)
+    first, second = task.queries[:2]
+    alone = dataclasses.replace(task, queries=[first, *task.queries[2:]])
+    rows = torch.tensor([0, *range(2, len(task.queries))])
+    expected = candidate_gain(alone, queries.select(rows), candidates, temperature=0.1)
+    same = dataclasses.replace(task, queries=[first, dataclasses.replace(second, item=first.item), *task.queries[2:]])
+    found = candidate_gain(same, queries, candidates, temperature=0.1)
+    best = list(task.candidates).index(max(first.labels, key=lambda key: first.labels[key]))
+    assert list(task.candidates).index(max(second.labels, key=lambda key: second.labels[key])) != best
+    row, before = (gains.rows.tolist().index(best) for gains in (found, expected))
+    assert float(found.gain[row]) == pytest.approx(float(expected.gain[before]), abs=1e-5)
 
 
 def test_without_thoughts_there_is_nothing_to_compare() -> None:

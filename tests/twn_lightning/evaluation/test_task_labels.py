@@ -14,7 +14,7 @@ from twn_lightning.evaluation.encode import encode_items
 from twn_lightning.evaluation.routing import candidate_gain, query_gain
 from twn_lightning.evaluation.self_label import LabelSides
 from twn_lightning.evaluation.task import Query, RetrievalTask
-from twn_lightning.evaluation.task_labels import fold_of, label_task, query_subjects
+from twn_lightning.evaluation.task_labels import fold_of, label_task, query_subjects, subject_folds
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.models.outputs import Decoding
 
@@ -30,6 +30,16 @@ def test_folds_are_of_about_one_size_and_another_source_has_others() -> None:
     assert all(50 <= each.count(fold) <= 110 for each in folds for fold in range(5))
     assert folds[0] != folds[1]
     assert folds[0] == [fold_of("toy", f"c{number}", num_folds=5) for number in range(400)]
+
+
+def test_equal_inputs_of_several_subjects_and_tasks_are_in_one_fold() -> None:
+    words = [Item(text=f"sum {number // 3}") for number in range(60)]  # each asked for three subjects
+    task = make_task(words, num_subjects=60)
+    other = dataclasses.replace(task, name="other", queries=[dataclasses.replace(query, item=Item(text=query.key)) for query in task.queries])
+    folds = subject_folds([task, other], num_folds=5)
+    assert set(folds) == {(name, f"c{number}") for name in ("toy", "other") for number in range(60)}
+    assert all(len({folds[name, f"c{3 * group + place}"] for name in ("toy", "other") for place in range(3)}) == 1 for group in range(20))
+    assert len(set(folds.values())) > 2
 
 
 def test_a_query_is_about_its_best_candidate() -> None:
