@@ -224,3 +224,9 @@ class RunConfig:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ConfigError(f"name is {self.name!r}, but it names a folder in {self.output_dir}: choose letters, digits, - and _.")
         at_least("seed", self.seed, 0, "generators take no negative seed")
+        epochs = self.stages.grpo.inner_epochs
+        if epochs > 1 and self.trainer.accumulate > 1:
+            raise ConfigError(
+                f"stages.grpo.inner_epochs is {epochs} and trainer.accumulate is {self.trainer.accumulate}, but batches that are accumulated become "
+                "one step, so that their thoughts would be learned from once all the same: set one of them to 1."
+            )

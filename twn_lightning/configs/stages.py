@@ -111,8 +111,8 @@ class GateConfig:
     candidates they are to find, each among the task's own candidates. Without a suite there are no validation tasks, and pairs of the training split
     are labelled."""
     folds: int = 5
-    """Parts into which the labelled inputs' subjects are dealt. The threshold is chosen on all of them: each part is judged by a gate that has learned
-    from the others."""
+    """Parts into which the labelled inputs' subjects are dealt. The threshold is chosen on all of them: each part is judged by a gate that has
+    learned from the others."""
     split: Literal["train", "validation"] = "train"
     """With labels=pairs, the pairs that are labelled: those of the training split, or of the validation split (what the model does on pairs it was
     not trained on)."""

@@ -57,8 +57,8 @@ class Side:
 
     Attributes:
         discriminative: Vectors without thought; None if no loss reads them.
-        generative: Vectors after the reference thought; the discriminative ones where the side has no thoughts; None if no loss reads them.
-        supervised: The thoughts' log-probabilities; None if there are no thoughts or no loss reads them.
+        generative: Vectors after the reference thought; None if no loss reads them.
+        supervised: The thoughts' log-probabilities; None if no loss reads them.
     """
 
     discriminative: Rows | None
@@ -123,10 +123,13 @@ class CotSftStage(StageModule[PairBatch]):
         """Loss, its parts, token accuracy and in-batch hit@1 of one batch.
 
         Raises:
-            DataError: The batch has no thoughts on either side.
+            DataError: The batch lacks the thoughts of a side.
         """
-        if batch.query_thoughts is None and batch.positive_thoughts is None:
-            raise DataError(f"Stage cot_sft needs thoughts, but source {batch.source!r} has none (first keys {list(batch.keys[:3])}): add cot texts.")
+        if batch.query_thoughts is None or batch.positive_thoughts is None:
+            raise DataError(
+                f"Stage cot_sft needs thoughts on both sides, but source {batch.source!r} lacks some (first keys {list(batch.keys[:3])}): add cot "
+                "texts."
+            )
         query = self._side(batch.query, batch.query_thoughts)
         positive = self._side(batch.positive, batch.positive_thoughts)
         losses: dict[str, Tensor] = {}
@@ -165,12 +168,8 @@ class CotSftStage(StageModule[PairBatch]):
             if one is not None and other is not None:
                 metrics[f"hit_at_1_{name}"] = peers.hit_at_1(one, other, negative)
 
-    def _side(self, inputs: Inputs, thoughts: Thoughts | None) -> Side:
+    def _side(self, inputs: Inputs, thoughts: Thoughts) -> Side:
         weights = self.weights
-        if thoughts is None:
-            is_read = weights.needs_discriminative or weights.needs_generative
-            rows = Rows.gathered(self.model.embed_prompts(inputs, max_tokens=self.max_prefill_tokens).vector) if is_read else None
-            return Side(discriminative=rows, generative=rows, supervised=None)
         supervised, prefix = self._read(inputs, thoughts)
         return Side(
             discriminative=Rows.gathered(self.model.embed(prefix.without_thoughts()).vector) if weights.needs_discriminative else None,

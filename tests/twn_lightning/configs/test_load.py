@@ -119,6 +119,12 @@ def test_every_shipped_config_loads_with_every_profile(config: str, profile: str
     assert load(config=config, profile=profile).name
 
 
+def test_inner_epochs_that_would_be_one_step_are_refused() -> None:
+    assert load("stages.grpo.inner_epochs=2", "trainer.accumulate=1").stages.grpo.inner_epochs == 2
+    with pytest.raises(ConfigError, match="inner_epochs is 2 and trainer.accumulate is 4, .* set one of them to 1"):
+        load("stages.grpo.inner_epochs=2", "trainer.accumulate=4")
+
+
 @pytest.mark.parametrize("path", [*CONFIGS.rglob("*.yaml")], ids=lambda path: path.name)
 def test_every_shipped_yaml_opens_with_its_command(path: Path) -> None:
     assert path.read_text().startswith("# make "), path

@@ -93,16 +93,10 @@ def test_discriminative_part_is_stage_one_on_the_same_batch(tiny_model: DualLoRA
     assert joint["hit_at_1_disc"] == alone.metrics["hit_at_1"]
 
 
-def test_a_side_without_thoughts_stays_discriminative(tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch]) -> None:
-    batch = make_batch(tiny_model)
-    metrics = CotSftStage(tiny_model, OPTIM, temperature=0.1).step(replace(batch, positive_thoughts=None)).metrics
-    # generative query against (discriminative) positive is one half of the mixed term, discriminative against discriminative the other
-    assert metrics["loss_mixed"].item() == pytest.approx((metrics["loss_gen"].item() + metrics["loss_disc"].item()) / 2, rel=1e-5)
-
-
-def test_a_batch_without_any_thought_is_refused(tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch]) -> None:
-    batch = replace(make_batch(tiny_model), query_thoughts=None, positive_thoughts=None)
-    with pytest.raises(DataError, match="source 'mixed' has none"):
+@pytest.mark.parametrize("missing", ["query_thoughts", "positive_thoughts"])
+def test_a_batch_that_lacks_the_thoughts_of_a_side_is_refused(tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch], missing: str) -> None:
+    batch = replace(make_batch(tiny_model), **{missing: None})
+    with pytest.raises(DataError, match="source 'mixed' lacks some"):
         CotSftStage(tiny_model, OPTIM).step(batch)
 
 
