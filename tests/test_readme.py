@@ -97,14 +97,19 @@ def test_the_names_in_contributing_are_in_the_code() -> None:
 def python_block(name: str, **replacements: Path) -> str:
     code: str = next(block for block in re.findall(r"```python\n(.*?)```", TEXTS[name], flags=re.DOTALL))
     for old, new in replacements.items():
-        wanted = {"bundle": "runs/mini/5_gate_refit/bundle", "picture": "flag.png", "backbone": "experiments/backbones/tiny_qwen3_vl"}[old]
+        places = {
+            "bundle": "runs/mini/5_gate_refit/bundle",
+            "picture": "datamodules/sources/example/red_square.png",
+            "backbone": "experiments/backbones/tiny_qwen3_vl",
+        }
+        wanted = places[old]
         assert wanted in code
         code = code.replace(wanted, str(new))
     return code
 
 
 def test_the_documents_python_runs_in_a_process_of_its_own(tiny_model: DualLoRAModel, tiny_backbone_path: Path, tmp_path: Path) -> None:
-    bundle, picture = tmp_path / "bundle", tmp_path / "flag.png"
+    bundle, picture = tmp_path / "bundle", tmp_path / "picture.png"
     save_bundle(tiny_model, bundle, provenance={}, backbone_path=tiny_backbone_path)
     Image.new("RGB", (64, 48), (200, 30, 30)).save(picture)
     use = python_block("README.md", bundle=bundle, picture=picture)
@@ -129,7 +134,7 @@ def test_the_commands_of_twn_run_one_after_the_other(tiny_bundle: Path, tmp_path
     assert {line.split()[1] for line in lines} == {"embed", "index", "search", "explain", "info", "export"}
     monkeypatch.chdir(tmp_path)
     for line in lines:
-        words = shlex.split(line.replace("runs/mini/5_gate_refit/bundle", str(tiny_bundle)))
+        words = shlex.split(line.replace("runs/mini/5_gate_refit/bundle", str(tiny_bundle)).replace("datamodules/sources/example", "photos"))
         assert twn(words[1:]) == 0, line
     assert {path.name for path in tmp_path.iterdir()} == {"photos", "vectors", "index", "my-model", "plain"}
 

@@ -137,14 +137,10 @@ def _no_loss(result: Result) -> list[str]:
     reference = {"modes": "always", "generate": "generate"}.get(result.part)
     if reference is None or not result.numbers["tokens.always"]:
         return []
-    never, auto, always, dear = (Spread.of(result.seconds[name]).median for name in ("never", "auto", "always", reference))
     share = result.numbers["tokens.auto"] / result.numbers["tokens.always"]
-    best = never + share * (always - never)
-    return [
-        "",
-        f"Auto writes {percent(share)} of always' tokens. {TITLES[result.part][reference]} / auto is {number(dear / auto, 2)}; without any loss it "
-        f"would be {number(dear / best, 2)}.",
-    ]
+    best = [never + share * (always - never) for never, always in zip(result.seconds["never"], result.seconds["always"], strict=True)]
+    possible = spread(Spread.of(ratios(result.seconds[reference], best)))
+    return ["", f"Auto writes {percent(share)} of always' tokens; without any loss {TITLES[result.part][reference]} / auto would be {possible}."]
 
 
 def _scaling(results: Sequence[Result], picture: str) -> list[str]:
