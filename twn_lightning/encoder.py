@@ -8,6 +8,7 @@ import operator
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias, overload
@@ -24,7 +25,7 @@ from twn_lightning.engine.progress import progress_bar
 from twn_lightning.engine.table import Table
 from twn_lightning.errors import ConfigError, DataError
 from twn_lightning.evaluation.encode import evaluating
-from twn_lightning.evaluation.store import VectorStore
+from twn_lightning.evaluation.store import Shelf, VectorStore
 from twn_lightning.evaluation.store_digests import code_digest, folder_digest
 from twn_lightning.exact_search import Hits, best_documents
 from twn_lightning.inputs import EncoderInput, to_item
@@ -111,6 +112,7 @@ class Encoder:
         self._lock = threading.RLock()
         self._provenance: dict[str, str] | None = None
         self._cache = None if cache is None else Path(cache)
+        self._shelves: dict[tuple[Think, float | None, Decoding], Shelf] = {}
         if self._cache is not None:
             self.provenance()
 
@@ -225,8 +227,8 @@ class Encoder:
                 `Encoding.num_reasoning_tokens` tells.
             batch_size: Inputs that run together, at least 1; "auto" looks at their length.
             show_progress: A bar on standard error; None shows it on a terminal, for more than a batch.
-            on_error: What an input does that cannot be read: "raise" stops; "skip" warns once, and leaves NaN in its row and the reason in
-                `Encoding.errors`.
+            on_error: What an input does that cannot be read: "raise" stops at the first one that is found; "skip" warns once, and leaves NaN in its
+                row and the reason in `Encoding.errors`.
             return_thoughts: Gives an `Encoding` instead of the vectors alone.
 
         Returns:
@@ -247,13 +249,12 @@ class Encoder:
         sequence: list[EncoderInput] = [inputs] if is_one else list(inputs)  # type: ignore[list-item, arg-type]
         if not sequence:
             raise DataError("There is nothing to encode: the list of inputs is empty.")
-        table = Table.empty(len(sequence), width=self.dim, with_generative=think != "never")
-        items = _opened(sequence, instruction, table.errors)
-        _refuse(table, on_error)
-        with self._lock, progress_bar(len(sequence), shown=show_progress, batch_size=limits.max_rows) as progress:
-            progress(len(table.errors))
-            self._fill(table, items, think=think, threshold=threshold, limits=limits, progress=progress)
-        _refuse(table, on_error)
+        table = Table.empty(len(sequence), width=self.dim, with_generative=think != "never", stops_at_errors=on_error == "raise")
+        with ExitStack() as copies:
+            items = _opened(sequence, instruction, table, copies)
+            with self._lock, progress_bar(len(sequence), shown=show_progress, batch_size=limits.max_rows) as progress:
+                progress(len(table.errors))
+                self._fill(table, items, think=think, threshold=threshold, limits=limits, progress=progress)
         encoding = _encoding(table)
         _warn(encoding, max_prompt_tokens=self.max_prompt_tokens)
         if return_thoughts:
@@ -345,26 +346,29 @@ class Encoder:
         if self._cache is None:
             encode(items)
             return
+        encode_through(self._shelf(self._cache, think, threshold), items, table, encode=encode, progress=progress)
+
+    def _shelf(self, cache: Path, think: Think, threshold: float) -> Shelf:
+        """Stays open from call to call: finding out what is in its files takes time, the more the more there are."""
+        key = (think, threshold if think == "auto" else None, self.decoding)
+        shelf = self._shelves.get(key)
+        if shelf is not None and shelf.folder.is_dir():
+            shelf.refresh()
+            return shelf
         made_by = {**self.provenance(), **({"threshold": repr(threshold)} if think == "auto" else {})}
-        shelf = VectorStore(self._cache, made_by, width=self.dim).shelf(think, self.decoding)
-        encode_through(shelf, items, table, encode=encode, progress=progress)
+        self._shelves[key] = VectorStore(cache, made_by, width=self.dim).shelf(think, self.decoding)
+        return self._shelves[key]
 
 
-def _opened(sequence: Sequence[EncoderInput], instruction: str | None, errors: dict[int, str]) -> dict[int, Item]:
-    """Items by row; errors get why the others are none."""
+def _opened(sequence: Sequence[EncoderInput], instruction: str | None, table: Table, copies: ExitStack) -> dict[int, Item]:
+    """Items by row; the table gets why the others are none."""
     items: dict[int, Item] = {}
     for row, value in enumerate(sequence):
         try:
-            items[row] = to_item(value, instruction=instruction)
+            items[row] = to_item(value, copies=copies, instruction=instruction)
         except DataError as error:
-            errors[row] = str(error)
+            table.fail({row: str(error)})
     return items
-
-
-def _refuse(table: Table, on_error: str) -> None:
-    if table.errors and on_error == "raise":
-        row = min(table.errors)
-        raise DataError(f"Input {row}: {table.errors[row]}")
 
 
 def _encoding(table: Table) -> Encoding:

@@ -6,8 +6,8 @@ import difflib
 import io
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -17,7 +17,7 @@ from PIL import Image
 
 from twn_lightning.batches import ImageSource, Item, VideoSource
 from twn_lightning.errors import DataError
-from twn_lightning.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, decoded_image
+from twn_lightning.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, decoded_image, is_folder
 from twn_lightning.utf8 import is_utf8
 
 EncoderInput: TypeAlias = str | Path | Image.Image | Item | Mapping[str, object]
@@ -31,17 +31,18 @@ is a path, an address, or a sequence of PIL images.
 FIELDS = ("text", "image", "video", "instruction")
 
 
-def to_item(value: EncoderInput, *, instruction: str | None = None) -> Item:
+def to_item(value: EncoderInput, *, copies: ExitStack, instruction: str | None = None) -> Item:
     """The item that an input stands for. Files are not opened; addresses are fetched.
 
     Args:
         value: The input.
+        copies: Removes the copies of clips that were fetched, when it is closed.
         instruction: Of an input that brings none.
 
     Raises:
         DataError: It is none of these things, or an address cannot be fetched.
     """
-    item = _item(value)
+    item = _item(value, copies)
     if instruction and not item.instruction:
         item = replace(item, instruction=instruction)
     if not (item.text.strip() or item.images or item.video is not None or item.instruction.strip()):
@@ -51,7 +52,7 @@ def to_item(value: EncoderInput, *, instruction: str | None = None) -> Item:
     return item
 
 
-def _item(value: object) -> Item:
+def _item(value: object, copies: ExitStack) -> Item:
     if isinstance(value, Item):
         return value
     if isinstance(value, str):
@@ -59,9 +60,9 @@ def _item(value: object) -> Item:
     if isinstance(value, Image.Image):
         return Item(images=(value,))
     if isinstance(value, Path):
-        return Item(video=value) if value.suffix.lower() in VIDEO_SUFFIXES or value.is_dir() else Item(images=(_picture_file(value),))
+        return Item(video=value) if value.suffix.lower() in VIDEO_SUFFIXES or is_folder(value) else Item(images=(_picture_file(value),))
     if isinstance(value, Mapping):
-        return _from_mapping(value)
+        return _from_mapping(value, copies)
     raise DataError(
         f"An input is a {type(value).__name__}: give words (str), a file (pathlib.Path), a PIL image, or a dict of {', '.join(FIELDS)}. "
         "An array becomes a picture with PIL.Image.fromarray."
@@ -77,7 +78,7 @@ def _picture_file(path: Path) -> Path:
     return path
 
 
-def _from_mapping(value: Mapping[object, object]) -> Item:
+def _from_mapping(value: Mapping[object, object], copies: ExitStack) -> Item:
     unknown = [str(key) for key in value if key not in FIELDS]
     if unknown:
         near = difflib.get_close_matches(unknown[0], FIELDS, n=1)
@@ -91,7 +92,10 @@ def _from_mapping(value: Mapping[object, object]) -> Item:
     if not isinstance(images, Sequence):
         raise DataError(f"An input's image is a {type(images).__name__}: give a PIL image, a path, an address, or a list of them.")
     return Item(
-        text=_words(value, "text"), images=tuple(map(_image, images)), video=_video(value.get("video")), instruction=_words(value, "instruction")
+        text=_words(value, "text"),
+        images=tuple(map(_image, images)),
+        video=_video(value.get("video"), copies),
+        instruction=_words(value, "instruction"),
     )
 
 
@@ -110,7 +114,7 @@ def _image(source: object) -> ImageSource:
     raise DataError(f"An input's image is a {type(source).__name__}: give a PIL image, a path, or an address.")
 
 
-def _video(source: object) -> VideoSource | None:
+def _video(source: object, copies: ExitStack) -> VideoSource | None:
     if source is None or source == "":
         return None
     if isinstance(source, Path):
@@ -118,7 +122,7 @@ def _video(source: object) -> VideoSource | None:
     if isinstance(source, str):
         if source.startswith("file://"):
             return Path(url2pathname(urlsplit(source).path))
-        return _copy(source) if _is_address(source) else Path(source)
+        return _copy(source, copies) if _is_address(source) else Path(source)
     if isinstance(source, Sequence):
         frames = [frame for frame in source if isinstance(frame, Image.Image)]
         if len(frames) == len(source):
@@ -141,14 +145,9 @@ def _fetched(address: str) -> bytes:
         raise DataError(f"{address[:200]}: this address cannot be fetched ({why}): mend it, or download the file and give its path.") from error
 
 
-@cache
-def _downloads() -> tempfile.TemporaryDirectory[str]:
-    """Where clips that were fetched lie until the program ends."""
-    return tempfile.TemporaryDirectory(prefix="twn-downloads-")
-
-
-def _copy(address: str) -> Path:
+def _copy(address: str, copies: ExitStack) -> Path:
     content = _fetched(address)
-    with tempfile.NamedTemporaryFile(dir=_downloads().name, suffix=Path(address.partition("?")[0]).suffix, delete=False) as file:
+    with tempfile.NamedTemporaryFile(prefix="twn-", suffix=Path(address.partition("?")[0]).suffix, delete=False) as file:
+        copies.callback(Path(file.name).unlink, missing_ok=True)
         file.write(content)
     return Path(file.name)

@@ -21,6 +21,20 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".we
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 """Files of these endings are clips."""
 
+BROKEN_PICTURE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,  # NotImplementedError among them: a form of its format that Pillow does not know
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises for a picture that it cannot open or decode: its readers of formats agree on no class."""
+
 MAX_ASPECT_RATIO = 200
 """How many times as long as the other a picture's side may be; the families' processors take no more."""
 
@@ -37,7 +51,7 @@ def load_image(source: ImageSource) -> Image.Image:
     if isinstance(source, Image.Image):
         try:
             return _rgb(source)
-        except (OSError, SyntaxError, ValueError, struct.error) as error:  # opened, and not decoded until now
+        except BROKEN_PICTURE as error:  # opened, and not decoded until now
             raise DataError(_unreadable_image("a picture", error)) from error
     _require_file(source, "image")
     return decoded_image(source, name=str(source))
@@ -56,7 +70,7 @@ def decoded_image(file: Path | IO[bytes], *, name: str) -> Image.Image:
     try:
         with Image.open(file) as picture:
             return _rgb(picture)
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+    except BROKEN_PICTURE as error:
         raise DataError(_unreadable_image(name, error)) from error
 
 
@@ -97,7 +111,7 @@ def check_image(source: Path) -> None:
     try:
         with Image.open(source):
             pass
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except BROKEN_PICTURE as error:
         raise DataError(_unreadable_image(source, error)) from error
 
 
@@ -107,7 +121,7 @@ def check_video(source: Path) -> None:
     Raises:
         DataError: The file or folder is missing, is no video, or holds no frame.
     """
-    if source.is_dir():
+    if is_folder(source):
         check_image(frame_files(source)[0])
         return
     _require_file(source, "video")

@@ -13,7 +13,7 @@ from PIL import Image
 from datamodules.mmeb.reading import shown
 from twn_lightning.batches import ImageSource, Item
 from twn_lightning.errors import DataError
-from twn_lightning.media import check_image
+from twn_lightning.media import BROKEN_PICTURE, check_image
 
 if TYPE_CHECKING:
     import datasets
@@ -71,7 +71,7 @@ class PageItems(Mapping[str, Item]):
                 picture = Image.open(io.BytesIO(stored["bytes"]))
                 if fully:
                     picture.load()
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            except BROKEN_PICTURE as error:
                 raise DataError(f"{where}: the image of page {key!r} cannot be read ({error}): download the data set again.") from error
             return picture
         if isinstance(stored, dict) and stored.get("path"):

@@ -16,6 +16,7 @@ from datamodules.hub import open_table
 from datamodules.row_source import RowError
 from datamodules.sources.fields import CheckMedia, shown
 from twn_lightning.errors import DataError
+from twn_lightning.media import BROKEN_PICTURE
 
 if TYPE_CHECKING:
     import pyarrow
@@ -95,6 +96,6 @@ def encoded_picture(value: object, place: str, name: str, *, check: CheckMedia) 
         picture = Image.open(io.BytesIO(content))
         if check == "open":
             picture.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except BROKEN_PICTURE as error:
         raise RowError(f"{place}: {name} cannot be read as a picture ({error}): download the file again, or set on_error=skip.", "medium") from error
     return picture, hashlib.blake2b(content, digest_size=16).hexdigest()

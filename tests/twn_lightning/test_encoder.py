@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import twn_lightning
 from twn_lightning.batches import Inputs, Item
 from twn_lightning.checkpoints import save_bundle
-from twn_lightning.encoder import Encoder, Think
+from twn_lightning.encoder import Encoder, EncoderInput, Think
 from twn_lightning.errors import ConfigError, DataError
+from twn_lightning.evaluation import store
 from twn_lightning.models.backbones import load_processor
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.models.outputs import Decoding
@@ -31,6 +36,19 @@ MakeItems = Callable[[int], list[Item]]
 @pytest.fixture
 def encoder(tiny_model: DualLoRAModel) -> Encoder:
     return Encoder(tiny_model, decoding=Decoding(max_new_tokens=6))
+
+
+def counted_prompts(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Gets the prompts of each batch that the encoder reads from now on."""
+    computed: list[int] = []
+    prefill = encoder.model.prefill
+
+    def counting(inputs: Inputs) -> Prefix:
+        computed.append(len(inputs))
+        return prefill(inputs)
+
+    monkeypatch.setattr(encoder.model, "prefill", counting)
+    return computed
 
 
 def test_vectors_come_in_order_whatever_the_batch_size(encoder: Encoder, make_items: MakeItems) -> None:
@@ -149,15 +167,8 @@ def test_a_cache_gives_what_was_computed_and_computes_what_is_missing(
     items = [*make_items(6), *make_items(3)]  # three of them twice
     cold = Encoder.from_pretrained(tiny_bundle, cache=tmp_path, decoding=Decoding(max_new_tokens=6))
     without = Encoder.from_pretrained(tiny_bundle, decoding=Decoding(max_new_tokens=6)).encode(items, return_thoughts=True)
-    computed: list[int] = []
     warm = Encoder.from_pretrained(tiny_bundle, cache=tmp_path, decoding=Decoding(max_new_tokens=6))
-    prefill = warm.model.prefill
-
-    def counting(inputs: Inputs) -> Prefix:
-        computed.append(len(inputs))
-        return prefill(inputs)
-
-    monkeypatch.setattr(warm.model, "prefill", counting)
+    computed = counted_prompts(warm, monkeypatch)
     modes: tuple[Think, ...] = ("auto", "never")
     for number, think in enumerate(modes, start=1):
         first = cold.encode(items[:4], think=think, return_thoughts=True)
@@ -182,6 +193,69 @@ def test_a_cached_vector_that_is_no_number_is_computed_again(tiny_bundle: Path, 
     save_file(tensors, path, metadata=metadata)
     assert torch.allclose(encoder.encode(["one", "two"], think="never"), expected, atol=1e-6)
     assert "discriminative holds a value that is NaN" in caplog.text
+
+
+def test_the_first_error_stops_the_work_and_what_was_finished_before_it_is_cached(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.effect_noise((32, 32), 80).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:300])  # its header is whole: it is read in its turn
+    encoder = Encoder.from_pretrained(tiny_bundle, cache=tmp_path / "cache")
+    computed = counted_prompts(encoder, monkeypatch)
+    first, last = "country " * 60, "a"  # the longest is read first
+    with pytest.raises(DataError, match=r"Input 1: .*cut\.png: this image cannot be read"):
+        encoder.encode([last, tmp_path / "cut.png", first], think="never", batch_size=1)
+    assert computed == [1]
+    encoder.encode(first, think="never")
+    assert computed == [1]
+    with pytest.warns(UserWarning, match="1 of 3 inputs were skipped"):
+        encoder.encode([last, tmp_path / "cut.png", first], think="never", batch_size=1, on_error="skip")
+    assert computed == [1, 1]
+
+
+def test_clips_that_were_fetched_are_removed_when_the_call_ends(encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with fsspec.filesystem("memory").open("/fetched.mp4", "wb") as file:
+        file.write(b"no clip")
+    inputs: list[EncoderInput] = ["words", {"video": "memory://fetched.mp4"}]
+    with pytest.warns(UserWarning, match=r"\.mp4: this video cannot be read"):  # it was there, and opened
+        encoder.encode(inputs, think="never", on_error="skip")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(DataError, match=r"\.mp4: this video cannot be read"):
+        encoder.encode(inputs, think="never")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_is_looked_through_once(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many files there are, a call opens those that hold its inputs."""
+    opened: list[str] = []
+
+    def opening(path: str, framework: str) -> object:
+        opened.append(path)
+        return safe_open(path, framework=framework)
+
+    monkeypatch.setattr(store, "safe_open", opening)
+    encoder = Encoder.from_pretrained(tiny_bundle, cache=tmp_path)
+    for number in range(4):
+        encoder.encode(f"query {number}", think="never")
+    assert not opened
+    encoder.encode("query 2", think="never")
+    assert len(opened) == 1
+
+
+def test_processes_that_share_a_cache_read_what_the_others_stored_and_outlive_its_removal(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (Encoder.from_pretrained(tiny_bundle, cache=tmp_path / "cache") for _ in range(2))
+    computed = counted_prompts(one, monkeypatch)
+    one.encode("first", think="never")
+    expected = other.encode(["first", "second"], think="never")
+    assert torch.equal(one.encode(["first", "second"], think="never"), expected)
+    assert computed == [1]
+    shutil.rmtree(tmp_path / "cache")
+    assert (one.encode(["first", "second"], think="never") - expected).abs().max() <= 1e-6
+    assert computed == [1, 2]
+    assert torch.equal(other.encode("first", think="never"), one.encode("first", think="never"))
 
 
 def test_calls_of_several_threads_do_not_disturb_each_other(encoder: Encoder, make_items: MakeItems) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import fsspec
@@ -8,9 +9,15 @@ from PIL import Image
 
 from twn_lightning.batches import Item
 from twn_lightning.errors import DataError
-from twn_lightning.inputs import to_item
+from twn_lightning.inputs import EncoderInput
+from twn_lightning.inputs import to_item as item_and_copies
 
 PICTURE = Image.new("RGB", (4, 4), "red")
+
+
+def to_item(value: EncoderInput, instruction: str | None = None) -> Item:
+    with ExitStack() as copies:
+        return item_and_copies(value, copies=copies, instruction=instruction)
 
 
 def test_words_stay_words_and_paths_are_media(tmp_path: Path) -> None:
@@ -43,9 +50,11 @@ def test_addresses_are_fetched(tmp_path: Path) -> None:
     assert to_item({"video": f"file://{tmp_path}/clip.mp4"}).video == tmp_path / "clip.mp4"
     with fsspec.filesystem("memory").open("/clip.mp4", "wb") as file:
         file.write(b"clip")
-    clip = to_item({"video": "memory://clip.mp4"}).video
-    assert isinstance(clip, Path)
-    assert (clip.suffix, clip.read_bytes()) == (".mp4", b"clip")
+    with ExitStack() as copies:
+        clip = item_and_copies({"video": "memory://clip.mp4"}, copies=copies).video
+        assert isinstance(clip, Path)
+        assert (clip.suffix, clip.read_bytes()) == (".mp4", b"clip")
+    assert not clip.exists()
 
 
 @pytest.mark.parametrize(
@@ -57,6 +66,7 @@ def test_addresses_are_fetched(tmp_path: Path) -> None:
         ("half \ud800", "half of a surrogate pair"),
         (b"bytes", "An input is a bytes"),
         (Path("notes.txt"), "notes.txt: its ending says neither picture"),
+        (Path("a" * 300), "this is no path .OSError"),
         ({"txet": "a"}, "'txet': did you mean 'text'"),
         ({"sound": "a"}, "'sound': choose among text, image, video, instruction"),
         ({"text": 3}, "text is a int"),

@@ -1,4 +1,5 @@
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.odd_pictures import unknown_dds
 from twn_lightning.errors import ConfigError, DataError
 from twn_lightning.media import check_image, check_video, load_image, load_video
 
@@ -63,6 +65,13 @@ def test_broken_picture_is_named(tmp_path: Path, check: object) -> None:
     assert callable(check)
     with pytest.raises(DataError, match=r"broken\.png: this image cannot be read .*: replace the file"):
         check(tmp_path / "broken.png")
+
+
+@pytest.mark.parametrize("check", [load_image, check_image])
+def test_a_picture_of_a_form_that_pillow_does_not_know_is_named(tmp_path: Path, check: Callable[[Path], object]) -> None:
+    (tmp_path / "bad.png").write_bytes(unknown_dds())
+    with pytest.raises(DataError, match=r"bad\.png: this image cannot be read .Unknown pixel format"):
+        check(tmp_path / "bad.png")
 
 
 def test_truncated_picture_is_named(tmp_path: Path) -> None:
@@ -184,5 +193,7 @@ def test_strips_and_things_that_are_no_paths_are_named(tmp_path: Path) -> None:
     truncated = tmp_path / "truncated.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(truncated)
     truncated.write_bytes(truncated.read_bytes()[:4000])
+    with pytest.raises(DataError, match="this is no path"):
+        check_video(source)
     with Image.open(truncated) as opened, pytest.raises(DataError, match="a picture: this image cannot be read"):
         load_image(opened)

@@ -49,6 +49,10 @@ def embed(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of stored vectors.", rich_help_panel=_OUTPUT)] = "float32",
     part_rows: Annotated[int, typer.Option(help="Rows of a part: what is lost if the run is killed.", rich_help_panel=_OUTPUT)] = 2048,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be embedded.", rich_help_panel=_OUTPUT)] = False,
+    retry_errors: Annotated[
+        bool,
+        typer.Option("--retry-errors", help="Make parts with rows that could not be embedded again: a server was down.", rich_help_panel=_OUTPUT),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The summary as JSON.", rich_help_panel=_OUTPUT)] = False,
     batch_size: Annotated[str, typer.Option(help="Rows that run together, or auto.", rich_help_panel=_WORK)] = "auto",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: a GPU if there is one.", rich_help_panel=_WORK)] = None,
@@ -62,7 +66,8 @@ def embed(  # noqa: PLR0913, PLR0917 - each is an option of the command line
 
     OUT gets part-00000.parquet … in the input's order (id, vector, what was thought), part-00000.errors.jsonl with the rows that could not be
     embedded, and embedding.json, which says what the vectors were made of. **Run the same command again to go on** after Ctrl-C or a crash: at
-    most the part in work is lost. The same command on several GPUs or machines at once, with one OUT, shares the work.
+    most the part in work is lost. The same command on several GPUs or machines at once, with one OUT, shares the work. Rows that failed stay out
+    until you add `--retry-errors`, which makes their parts again.
 
     A table, a folder, and a quarter of many files:
 
@@ -81,7 +86,9 @@ def embed(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     from twn_lightning.corpus.rows import Columns
     from twn_lightning.corpus.sources import open_inputs
 
-    settings = EmbedSettings(side, think, budget, instruction, batch_size=rows, part_rows=part_rows, dtype=dtype, strict=strict)
+    settings = EmbedSettings(
+        side, think, budget, instruction, batch_size=rows, part_rows=part_rows, dtype=dtype, strict=strict, retry_errors=retry_errors
+    )
     source = open_inputs(inputs, Columns(id=id_column, text=text, image=image, video=video), without=out)
     try:
         with _watched() as progress:
@@ -179,7 +186,7 @@ def _report(outcome: Outcome, out: Path) -> str:
     ]
     lines += [f"  text cut     {counts['num_truncated']:,} rows"] * bool(counts["num_truncated"])
     lines += [f"  not embedded {count:,} rows: {reason}" for reason, count in counts["reasons"].items()]
-    lines += [f"  named in     {out}/part-….errors.jsonl"] * bool(counts["num_errors"])
+    lines += [f"  named in     {out}/part-….errors.jsonl; --retry-errors makes their parts again"] * bool(counts["num_errors"])
     lines += [f"  left out     {count:,} files: {suffix}" for suffix, count in manifest["left_out"].items()]
     twice = manifest.get("duplicate_ids", {"rows": 0})
     lines += [f"  same id      {twice['rows']:,} rows have the id of an earlier row: {', '.join(twice.get('examples', ()))}"] * bool(twice["rows"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -14,17 +17,16 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from twn_lightning.corpus.manifest import Totals, lock, update_manifest
-from twn_lightning.corpus.parts import part_batches, read_facts, vectors_of
-from twn_lightning.corpus.plan import Job
+from twn_lightning.corpus.parts import PartFacts, part_batches, read_facts, vectors_of
+from twn_lightning.corpus.plan import IDS, VECTORS, Job
 from twn_lightning.errors import DataError
 from twn_lightning.files import replacing
 
 Format: TypeAlias = Literal["parquet", "npy"]
 
-VECTORS, IDS = "vectors.npy", "ids.parquet"
-
 _HASHES_AT_ONCE = 1 << 23
 _MOST_EXAMPLES = 5
+_JOINED_OF = b"twn_joined_of"
 
 
 def finish(job: Job, *, output: Format = "parquet") -> dict[str, Any]:
@@ -32,7 +34,7 @@ def finish(job: Job, *, output: Format = "parquet") -> dict[str, Any]:
 
     Args:
         job: The plan.
-        output: "npy" adds vectors.npy, ``(rows, D)``, and ids.parquet with the id of each of its rows.
+        output: "npy" adds vectors.npy, ``(rows, D)``, and ids.parquet with the id of each of its rows; those that are there follow the parts anyway.
 
     Returns:
         The manifest.
@@ -40,15 +42,16 @@ def finish(job: Job, *, output: Format = "parquet") -> dict[str, Any]:
     Raises:
         DataError: A part cannot be read, or an array cannot be written.
     """
-    facts = [read_facts(job.folder, part, made_of=job.made_of) for part in range(job.num_parts)]
-    totals = Totals.of([one for one in facts if one is not None])
-    is_complete = totals.num_parts == job.num_parts
-    about: dict[str, object] = {}
-    if is_complete and job.corpus.has_own_ids:
-        about["duplicate_ids"] = duplicate_ids(job, num_rows=totals.num_rows)
-    with lock(job.folder):
-        if is_complete and output == "npy":
-            _write_arrays(job, num_rows=totals.num_rows)
+    with lock(job.folder):  # from the counting on: of two that finish, the later one has counted more
+        facts = [one for part in range(job.num_parts) if (one := read_facts(job.folder, part, made_of=job.made_of)) is not None]
+        totals = Totals.of(facts)
+        is_complete = totals.num_parts == job.num_parts
+        about: dict[str, object] = {}
+        if is_complete and job.corpus.has_own_ids:
+            about["duplicate_ids"] = duplicate_ids(job, num_rows=totals.num_rows)
+        joined_of = _joined_of(job.folder)
+        if is_complete and (output == "npy" or joined_of) and joined_of != _digest(facts):
+            _write_arrays(job, num_rows=totals.num_rows, joined_of=_digest(facts))
         return update_manifest(job.folder, totals, about, is_complete=is_complete)
 
 
@@ -84,18 +87,16 @@ def _hashed_ids(job: Job) -> Iterator[tuple[NDArray[np.int64], list[str]]]:
         yield np.fromiter(map(hash, ids), np.int64, len(ids)), ids
 
 
-def _write_arrays(job: Job, *, num_rows: int) -> None:
+def _write_arrays(job: Job, *, num_rows: int, joined_of: str) -> None:
     vectors, ids = job.folder / VECTORS, job.folder / IDS
-    shape, dtype = (num_rows, job.dim), np.dtype(job.settings.dtype)
-    if ids.is_file() and vectors.is_file() and _has(vectors, shape, dtype):
-        return
+    schema = pa.schema([("id", pa.string())], metadata={_JOINED_OF: joined_of})
     try:
-        with replacing(vectors) as temporary, replacing(ids) as names, pq.ParquetWriter(names, pa.schema([("id", pa.string())])) as writer:
-            array = open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+        with replacing(ids) as names, replacing(vectors) as temporary, pq.ParquetWriter(names, schema) as writer:
+            array = open_memmap(temporary, mode="w+", dtype=np.dtype(job.settings.dtype), shape=(num_rows, job.dim))
             row = 0
             for batch in part_batches(job.folder, range(job.num_parts), ["id", "vector"]):
                 array[row : row + len(batch["id"])] = vectors_of(batch["vector"])
-                writer.write_table(pa.table({"id": batch["id"]}))
+                writer.write_table(pa.table({"id": batch["id"]}, schema=schema))
                 row += len(batch["id"])
             assert row == num_rows, "the footers have counted them"
             array.flush()
@@ -103,9 +104,15 @@ def _write_arrays(job: Job, *, num_rows: int) -> None:
         raise DataError(f"{vectors} cannot be written ({error}): make room there, and run the command again.") from error
 
 
-def _has(path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> bool:
+def _joined_of(folder: Path) -> str:
+    """Digest of the parts that the arrays in a folder were joined of; empty if there are none of ours."""
     try:
-        array = open_memmap(path, mode="r")
-    except (OSError, ValueError):
-        return False
-    return bool(array.shape == shape and array.dtype == dtype)
+        about = pq.read_schema(folder / IDS).metadata or {}
+    except (OSError, pa.ArrowException):
+        return ""
+    return about.get(_JOINED_OF, b"").decode() if (folder / VECTORS).is_file() else ""
+
+
+def _digest(facts: Sequence[PartFacts]) -> str:
+    """Of parts, each as it was made."""
+    return hashlib.blake2b(json.dumps([asdict(one) for one in facts]).encode(), digest_size=16).hexdigest()

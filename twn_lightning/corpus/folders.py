@@ -23,7 +23,7 @@ MEDIA_SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
 """Files of these endings are pictures or clips."""
 
 _LISTING = pa.schema([("root", pa.int32()), ("name", pa.string()), ("bytes", pa.int64())])
-_NAMELESS = {".": "hidden", "?": "name is no UTF-8", "!": "cannot be looked at"}
+_NAMELESS = {".": "hidden", "?": "name is no UTF-8", "!": "cannot be looked at", "/": "link to a folder"}
 _ROWS_A_GROUP = 1 << 16
 
 
@@ -47,8 +47,8 @@ class Listing:
 def walk(folder: Path, *, without: Path | None = None) -> Iterator[tuple[str, int]]:
     """Path below the folder, with slashes, and size of each file, sorted by path.
 
-    Hidden ones are given as ".", those whose names are no UTF-8 as "?", links to themselves as "!". Memory: the names of one folder
-    at a time. Links to folders are not followed.
+    Hidden ones are given as ".", those whose names are no UTF-8 as "?", links to themselves as "!", and links to folders, which are not followed,
+    as "/". Memory: the names of one folder at a time.
 
     Args:
         folder: Where.
@@ -72,8 +72,10 @@ def walk(folder: Path, *, without: Path | None = None) -> Iterator[tuple[str, in
 
 
 def _measured(entry: os.DirEntry[str]) -> tuple[str, int]:
-    """Name and size of a file; a link that leads to itself, and whatever else cannot be looked at, is counted and left out."""
+    """Name and size of a file; a link to a folder or to itself, and whatever else cannot be looked at, is counted and left out."""
     try:
+        if entry.is_dir():
+            return "/", 0
         return entry.name, entry.stat().st_size if entry.is_file() else 0
     except OSError:
         return "!", 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ class PartMaker:
         self._encoder = encoder
         self._job = job
         self._reader = RowReader(job.corpus)
+        self._failed = dict(_failed(job)) if job.settings.retry_errors else {}
 
     def make(self, part: int) -> PartFacts | None:
         """Makes a part and writes it down.
@@ -61,7 +63,9 @@ class PartMaker:
             return None
         try:
             facts = read_facts(job.folder, part, made_of=job.made_of)
-            return facts or self._make(part)  # another process may have made it meanwhile
+            if facts is None or facts == self._failed.get(part):  # else another process has made it meanwhile
+                return self._make(part)
+            return facts
         finally:
             Path(claim.lock_file).unlink(missing_ok=True)
             claim.release()
@@ -75,7 +79,7 @@ class PartMaker:
         rows = PartRows()
         for stretch in _stretches(self._reader.take(first, stop)):
             self._encode(stretch, rows)
-        facts = PartFacts(part, first, stop, job.made_of, seconds=round(time.perf_counter() - started, 3))
+        facts = PartFacts(part, first, stop, job.made_of, uuid.uuid4().hex[:12], seconds=round(time.perf_counter() - started, 3))
         return write_part(job.folder, rows, facts, dim=job.dim, dtype=job.settings.dtype)
 
     def _encode(self, stretch: Sequence[CorpusRow], rows: PartRows) -> None:
@@ -114,6 +118,14 @@ class PartMaker:
             raise DataError(f"Row {row.number} (id {row.id}): {error} Without --strict such rows are left out and named in a file.")
         rows.errors.append({"id": row.id, "row": row.number, "error": error})
         rows.reasons[reason_of(error)] += 1
+
+
+def _failed(job: Job) -> Iterator[tuple[int, PartFacts]]:
+    """Parts of a job that have errors now."""
+    for part in range(job.num_parts):
+        facts = read_facts(job.folder, part, made_of=job.made_of)
+        if facts is not None and facts.num_errors:
+            yield part, facts
 
 
 def _stretches(rows: Iterator[CorpusRow]) -> Iterator[list[CorpusRow]]:

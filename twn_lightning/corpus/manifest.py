@@ -50,10 +50,10 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}): delete the folder to embed everything anew, or choose another --out.") from error
+        raise DataError(f"{path} cannot be read ({error}): embed everything anew into another --out.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise DataError(f"{path} is no manifest of this version (format {_FORMAT}): choose another --out.")
     return manifest

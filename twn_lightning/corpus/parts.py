@@ -41,6 +41,7 @@ class PartFacts:
         first: Number of its first row.
         stop: Number behind its last row.
         made_of: Digest of the manifest that it belongs to.
+        made: Names this making of it; another one of the same rows has another name.
         num_rows: Rows with a vector.
         num_errors: Rows without one.
         num_thinking: Rows that thought.
@@ -54,6 +55,7 @@ class PartFacts:
     first: int
     stop: int
     made_of: str
+    made: str = ""
     num_rows: int = 0
     num_errors: int = 0
     num_thinking: int = 0
@@ -182,11 +184,16 @@ def whole_part(folder: Path, part: int, *, made_of: str, dim: int) -> PartFacts 
     """A part's facts, after all of it was read and compared with its checksums; None if it is to be made.
 
     What is damaged is named in the log and removed.
+
+    Raises:
+        DataError: The file is a table that is no part of any run.
     """
     path = part_path(folder, part)
     if not path.exists():
         return None
     facts = read_facts(folder, part, made_of=made_of)
+    if facts is None and _is_foreign(path):
+        raise DataError(f"{path} was not written by `twn embed`, which would replace it: move it away, or choose another --out.")
     why = "it has no footer of this run" if facts is None else _fault(folder, facts, dim=dim)
     if why:
         log.warning("%s is damaged (%s): it is made again.", path, why)
@@ -215,6 +222,14 @@ def vectors_of(column: pa.FixedSizeListArray) -> NDArray[np.floating[Any]]:
     """A column of vectors as an array, ``(rows, D)``."""
     values: NDArray[np.floating[Any]] = column.flatten().to_numpy(zero_copy_only=False)
     return values.reshape(len(column), -1) if len(column) else values.reshape(0, column.type.list_size)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is a whole table that says nothing of being a part; what cannot be read is a part that is damaged."""
+    try:
+        return _ABOUT not in (pq.read_schema(path).metadata or {})
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def _fault(folder: Path, facts: PartFacts, *, dim: int) -> str:

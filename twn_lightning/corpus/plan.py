@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from twn_lightning.corpus.folders import first_difference, write_listing
-from twn_lightning.corpus.manifest import LOCKS, begin_manifest, digest_of, lock
+from twn_lightning.corpus.manifest import LOCKS, MANIFEST, begin_manifest, digest_of, lock, read_manifest
 from twn_lightning.corpus.parts import VECTOR_DTYPES, PartFacts, whole_part
 from twn_lightning.corpus.sources import Corpus, FileCorpus, Input, MediaInput, TableCorpus, file_facts, nothing_found
 from twn_lightning.corpus.tables import open_table
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 LISTING = "files.parquet"
 """Names of the files of folders, as they were when the embedding began."""
+VECTORS, IDS = "vectors.npy", "ids.parquet"
+"""All parts joined: vectors, and the id of each."""
+
+_WRITTEN = ("part-*.parquet", "part-*.errors.jsonl", LISTING, VECTORS, IDS)
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class EmbedSettings:
     """Of the stored vectors: float32 or float16."""
     strict: bool = False
     """Whether the first row that cannot be embedded ends the run."""
+    retry_errors: bool = False
+    """Whether parts with rows that could not be embedded are made again, as after a server was down or memory short."""
 
     def __post_init__(self) -> None:
         if self.part_rows < 1:
@@ -51,7 +57,7 @@ class EmbedSettings:
 
     def compared(self) -> dict[str, object]:
         """Those that vectors and parts depend on."""
-        return {name: value for name, value in asdict(self).items() if name not in ("batch_size", "strict")}
+        return {name: value for name, value in asdict(self).items() if name not in ("batch_size", "strict", "retry_errors")}
 
 
 @dataclass(frozen=True)
@@ -97,12 +103,13 @@ def prepare(encoder: Encoder, source: Input, out: Path, settings: EmbedSettings)
         settings: How.
 
     Raises:
-        ConfigError: A setting is not to be had, or the folder holds vectors that were made otherwise.
+        ConfigError: A setting is not to be had, or the folder holds vectors that were made otherwise, or somebody else's files of their names.
         DataError: A folder cannot be read, or the folder of parts cannot be written.
     """
     threshold = encoder.threshold(think=settings.think, budget=settings.budget, side=settings.side)
     settled = settings.compared() | ({"threshold": threshold} if settings.think == "auto" else {})
     model = encoder.provenance() | {"dim": str(encoder.dim)}
+    _check_place(out)
     try:
         (out / LOCKS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -119,6 +126,16 @@ def prepare(encoder: Encoder, source: Input, out: Path, settings: EmbedSettings)
         return Job(out, source, settings, model, encoder.dim, begin(source.facts(), source.num_rows, source.left_out))
     made_of = _list_files(source, out, begin)
     return Job(out, FileCorpus(open_table(out / LISTING), source.roots), settings, model, encoder.dim, made_of)
+
+
+def _check_place(out: Path) -> None:
+    """Refuses a folder in which files of others would be replaced; a manifest is there before anything of ours."""
+    foreign = [path for pattern in _WRITTEN for path in sorted(out.glob(pattern))]
+    if foreign and read_manifest(out) is None:
+        raise ConfigError(
+            f"{foreign[0]} is there, but no {MANIFEST} beside it, so `twn embed` did not write it and would replace it: "
+            "choose another --out, or move it away."
+        )
 
 
 def _list_files(source: MediaInput, out: Path, begin: Callable[[Mapping[str, object], int, Mapping[str, int]], str]) -> str:
@@ -139,13 +156,16 @@ def sorted_out(job: Job, shard: tuple[int, int] = (0, 1)) -> tuple[list[PartFact
     """Facts of a shard's parts that are there and whole, and numbers of those to be made; what is damaged is named in the log and removed.
 
     Args:
-        job: The plan.
+        job: The plan; its settings say whether parts with errors are made again.
         shard: (n, of): parts whose number is n modulo of.
+
+    Raises:
+        DataError: A part's place is taken by a file of somebody else's.
     """
     kept, missing = [], []
     for part in range(shard[0], job.num_parts, shard[1]):
         facts = whole_part(job.folder, part, made_of=job.made_of, dim=job.dim)
-        if facts is not None:
+        if facts is not None and not (facts.num_errors and job.settings.retry_errors):
             kept.append(facts)
         else:
             missing.append(part)

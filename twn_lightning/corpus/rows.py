@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import difflib
 import io
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
@@ -15,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from twn_lightning.corpus.tables import Cells
 from twn_lightning.errors import ConfigError, DataError
-from twn_lightning.media import VIDEO_SUFFIXES
+from twn_lightning.media import BROKEN_PICTURE, VIDEO_SUFFIXES
 from twn_lightning.utf8 import is_utf8
 
 TEXT_SUFFIXES = (".txt",)
@@ -116,9 +117,10 @@ def table_row(cells: Cells, columns: Columns, *, number: int, folder: Path) -> C
     """
     found = {kind: cells.get(name) for kind, name in columns.chosen().items()}
     row_id = found.pop("id", None) if columns.id is not None else number
-    name = str(number) if row_id is None or row_id == "" else str(row_id)
+    has_id = not _is_empty(row_id)
+    name = str(row_id) if has_id else str(number)
     try:
-        if row_id is None or row_id == "":
+        if not has_id:
             raise DataError(f"its id is empty (column {columns.id})")
         if not is_utf8(name):
             raise DataError("its id is no valid Unicode")
@@ -155,7 +157,7 @@ def file_row(path: Path, *, number: int, name: str) -> CorpusRow:
 
 def _cell(kind: str, content: object, folder: Path) -> object:
     """What the encoder gets of a cell; None for an empty one."""
-    if content is None or content in ("", []):
+    if _is_empty(content):
         return None
     if kind in ("text", "instruction"):
         if isinstance(content, int | float):  # a column of numbers; as CSV has them
@@ -168,6 +170,11 @@ def _cell(kind: str, content: object, folder: Path) -> object:
     if kind == "image" and isinstance(content, list):
         return [_medium("image", one, folder) for one in content]
     return _medium(kind, content, folder)
+
+
+def _is_empty(content: object) -> bool:
+    """Whether a cell holds nothing; a missing value of a column of numbers is NaN."""
+    return content is None or content in ("", []) or (isinstance(content, float) and math.isnan(content))
 
 
 def _medium(kind: str, content: object, folder: Path) -> Path | str | Image.Image:
@@ -200,7 +207,7 @@ def _picture(content: bytes) -> Image.Image:
         return Image.open(io.BytesIO(content))
     except UnidentifiedImageError as error:
         raise DataError("its image cannot be read (bytes of no known format)") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except BROKEN_PICTURE as error:
         raise DataError(f"its image cannot be read ({error})") from error
 
 

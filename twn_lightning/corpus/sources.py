@@ -180,11 +180,12 @@ def open_inputs(inputs: Sequence[str | Path], columns: Columns | None = None, *,
     Args:
         inputs: Files, folders and patterns of files.
         columns: Those of tables that are chosen; None for those of the usual names.
-        without: Folder that is passed over: that of the vectors.
+        without: Folder that is passed over: that of the vectors. An input that lies in it is refused.
 
     Raises:
         DataError: Something is not there, or unreadable, of no known kind, or empty.
-        ConfigError: Tables and media are named together, a chosen column is not there, or there is nothing to embed in any.
+        ConfigError: Tables and media are named together, an input lies in the folder for the vectors, a chosen column is not there, or there is
+            nothing to embed in any.
     """
     columns = columns or Columns()
     tables: list[Path] = []
@@ -194,6 +195,8 @@ def open_inputs(inputs: Sequence[str | Path], columns: Columns | None = None, *,
     for path in itertools.chain.from_iterable(map(_matches, inputs)):
         if path.resolve() == without:
             raise ConfigError(f"{path} is the folder for the vectors, and an input: choose another --out, such as {path / 'vectors'}.")
+        if without is not None and path.resolve().is_relative_to(without):
+            raise ConfigError(f"{path} lies in the folder for the vectors, and is an input: choose an --out of its own.")
         if path.is_dir() and not has_media(path, without=without):
             found, others = table_files(path, without=without)
             if not found and not any(suffix in others for suffix in TEXT_SUFFIXES):

@@ -1,15 +1,15 @@
 """Rows of CSV, JSON Lines and Parquet files from any row on, a few at a time.
 
 CSV and JSON Lines are read by Python's own modules, which name a broken row and go on with the next, and tell at which byte a row stands, so that
-reading from row n on begins near it; one pass over the file (about a second for two million rows) finds that out. Parquet begins at a row group.
+reading from row n on begins near it; one pass over the file (one or two seconds for a million rows) finds that out. Parquet begins at a row group.
 """
 
 from __future__ import annotations
 
 import bisect
 import csv
-import itertools
 import json
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
@@ -33,9 +33,11 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 """Files of these endings are tables."""
 
 _ROWS_A_MARK = 1024
-_ROWS_SAMPLED = 100
 _LONGEST_CELL = 1 << 24
+_QUOTES_BESIDE = 32
+"""Pairs of quotes that a row of several lines may have within its cells, of which none encloses a cell."""
 _BATCH_OF_WORDS, _BATCH_OF_BYTES = 256, 16
+_JSON = json.JSONDecoder()
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -48,7 +50,7 @@ class Table(Protocol):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of its columns; of JSON Lines those of the first hundred rows."""
+        """Names of its columns; of JSON Lines those that any row has."""
 
     @property
     def num_rows(self) -> int:
@@ -169,7 +171,7 @@ class TextTable:
 
     Attributes:
         path: The file.
-        columns: Of a CSV file its header's, of JSON Lines those of the first rows.
+        columns: Of a CSV file its header's, of JSON Lines those that any row has.
         num_rows: How many it has.
         marks: At which byte each 1,024th row begins.
         delimiter: Between cells; None for JSON Lines.
@@ -192,7 +194,8 @@ class TextTable:
         with self.path.open("rb") as file:
             number = self.anchor(first)
             file.seek(self.marks[number // _ROWS_A_MARK])
-            records = _json_records(_Lines(file)) if self.delimiter is None else _csv_records(_Lines(file), self.delimiter)
+            lines = _Lines(file)
+            records = _json_records(lines) if self.delimiter is None else _csv_records(lines, self.delimiter, num_cells=len(self.columns))
             for record in records:
                 if number >= first:
                     yield self._cells(record, columns)
@@ -204,8 +207,6 @@ class TextTable:
         if isinstance(record, bytes):
             cells = _json_object(record)
             return cells if isinstance(cells, str) else {name: cells[name] for name in columns if name in cells}
-        if len(record) != len(self.columns):
-            return f"the row has not as many cells as the header ({len(record)}, not {len(self.columns)})"
         chosen: Cells = {name: cell for name, cell in zip(self.columns, record, strict=True) if name and name in columns}
         return chosen if all(is_utf8(str(cell)) for cell in chosen.values()) else "the row is no valid UTF-8"
 
@@ -215,33 +216,69 @@ class _Lines:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
+        self._again = deque[bytes]()
         self.place = file.tell()
 
     def __iter__(self) -> Iterator[bytes]:
+        while self._again:
+            self.place += len(self._again[0])
+            yield self._again.popleft()
         for line in self._file:
             self.place += len(line)
             yield line
 
+    def give_back(self, lines: Sequence[bytes]) -> None:
+        """Takes back the lines that were given last; who iterates from now on gets them again."""
+        self._again.extendleft(reversed(lines))
+        self.place -= sum(map(len, lines))
 
-def _json_records(lines: _Lines) -> Iterator[Record]:
+
+def _json_records(lines: _Lines) -> Iterator[bytes]:
     """Lines that are not blank; each is parsed only if it is wanted."""
     return (line for line in lines if not line.isspace())
 
 
-def _csv_records(lines: _Lines, delimiter: str) -> Iterator[Record]:
-    """Rows that are not blank, and in the place of a broken one what is wrong with it. Of the file exactly the lines that were given are read."""
+def _csv_records(lines: _Lines, delimiter: str, *, num_cells: int) -> Iterator[Record]:
+    """Rows that are not blank, and in the place of a broken one what is wrong with it. Of the file exactly the lines that were given are read.
+
+    A quote that is not closed takes all lines up to the next quote for its cell: its own line is broken, the others are read again.
+
+    Args:
+        lines: Of the file.
+        delimiter: Between cells.
+        num_cells: Of a row; 0 for the header, which may have any number.
+    """
     csv.field_size_limit(_LONGEST_CELL)
-    reader = csv.reader((line.decode("utf-8", "surrogateescape") for line in lines), delimiter=delimiter, strict=True)
+    taken: list[bytes] = []
+    most_quotes = 2 * (num_cells + _QUOTES_BESIDE)
+    reader = csv.reader(_decoded(lines, taken, most_quotes), delimiter=delimiter, strict=True)
     while True:
+        taken.clear()
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            yield f"the row is no valid CSV ({error})"
+            again = taken[1:]
+            lines.give_back(again)
+            reader = csv.reader(_decoded(lines, taken, most_quotes), delimiter=delimiter, strict=True)
+            yield f"the row is no valid CSV ({error}{f', {len(again)} lines on; these are read as rows of their own' * bool(again)})"
             continue
         if cells is None:
             return
-        if cells:
+        if num_cells and cells and len(cells) != num_cells:
+            yield f"the row has not as many cells as the header ({len(cells)}, not {num_cells}{f'; it has {len(taken)} lines' * (len(taken) > 1)})"
+        elif cells:
             yield cells
+
+
+def _decoded(lines: _Lines, taken: list[bytes], most_quotes: int) -> Iterator[str]:
+    """Lines as text, and as they are into the list; a row with more quotes than its cells can have ends, or every line would read the file."""
+    num_quotes = 0
+    for line in lines:
+        taken.append(line)
+        num_quotes = num_quotes + line.replace(b'""', b"").count(b'"') if len(taken) > 1 else 0
+        if num_quotes > most_quotes:
+            raise csv.Error("too many quotes")
+        yield line.decode("utf-8", "surrogateescape")
 
 
 def _json_object(line: bytes) -> RawRow:
@@ -259,31 +296,38 @@ def _open_json_lines(path: Path) -> TextTable:
     with path.open("rb") as file:
         is_list = _past_bom(file).read(1) == b"["
         lines = _Lines(_past_bom(file))
-        for record in itertools.islice(_json_records(lines), _ROWS_SAMPLED):
-            cells = _json_object(record) if isinstance(record, bytes) else record
-            names.update(dict.fromkeys(cells if isinstance(cells, dict) else ()))
-        lines = _Lines(_past_bom(file))
-        num_rows, marks = _marked(lines, _json_records(lines))
+        num_rows, marks = _marked(lines, _with_names(_json_records(lines), names))
     if num_rows and (is_list or not names):
-        why = "it is a JSON list" if is_list else "its first rows are no JSON objects"
+        why = "it is a JSON list" if is_list else "its rows are no JSON objects"
         raise DataError(f"{path}: {why}: save it as JSON Lines, an object a line.")
     return TextTable(path, tuple(names), num_rows, marks, None)
+
+
+def _with_names(records: Iterator[bytes], names: dict[str, None]) -> Iterator[bytes]:
+    """The same lines, of whose objects the keys are gathered."""
+    for record in records:
+        try:
+            cells, _ = _JSON.raw_decode(record.decode().lstrip())
+        except (ValueError, RecursionError):  # its row says so when it is read
+            cells = None
+        if isinstance(cells, dict) and not cells.keys() <= names.keys():
+            names.update(dict.fromkeys(cells))
+        yield record
 
 
 def _open_csv(path: Path) -> TextTable:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with path.open("rb") as file:
         lines = _Lines(_past_bom(file))
-        records = _csv_records(lines, delimiter)
         if file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise DataError(f"{path}: this file is UTF-16: save it as UTF-8.")
-        header = next(records, "it is empty")
+        header = next(_csv_records(lines, delimiter, num_cells=0), "it is empty")
         if not isinstance(header, list):
             raise DataError(f"{path}: this file has no header ({header!r}): its first line must name the columns.")
         _check_names(path, [name for name in header if name])
         if len(header) == 1 and ";" in header[0]:
             raise DataError(f"{path}: its columns are separated by semicolons: save it with commas, or with tabs as .tsv.")
-        num_rows, marks = _marked(lines, records)
+        num_rows, marks = _marked(lines, _csv_records(lines, delimiter, num_cells=len(header)))
     return TextTable(path, tuple(header), num_rows, marks, delimiter)
 
 
@@ -294,7 +338,7 @@ def _past_bom(file: BufferedReader) -> BufferedReader:
     return file
 
 
-def _marked(lines: _Lines, records: Iterator[Record]) -> tuple[int, tuple[int, ...]]:
+def _marked(lines: _Lines, records: Iterator[object]) -> tuple[int, tuple[int, ...]]:
     """How many records there are, and at which byte each 1,024th begins."""
     num_rows, marks, place = 0, [], lines.place
     for _ in records:

@@ -26,6 +26,9 @@ def encode_through(
         table: Gets the rows.
         encode: Fills the rows of the items it is given.
         progress: Told of rows that were there already, or whose files cannot be read.
+
+    Raises:
+        DataError: An input cannot be read, and the table stops at errors; or vectors cannot be stored.
     """
     rows = list(items)
     for start in range(0, len(rows), _WINDOW):
@@ -40,15 +43,17 @@ def _encode_window(
         try:
             digests[row] = item_digest(item, by_content=True)
         except DataError as error:
-            table.errors[row] = str(error)
+            table.fail({row: str(error)})
     found = shelf.take(list(digests.values()))
     missing = [row for row, digest in digests.items() if digest not in found]
     for row, digest in digests.items():
         if digest in found:
             table.copy(row, *found[digest])
     progress(len(items) - len(missing))
-    if missing:
-        encode({row: items[row] for row in missing})
-        kept = {digests[row]: row for row in missing if row not in table.errors and row not in table.truncated}
+    try:
+        if missing:
+            encode({row: items[row] for row in missing})
+    finally:  # an error may have stopped it: what was finished before it is kept
+        kept = {digests[row]: row for row in missing if table.is_complete(row) and row not in table.truncated}
         if kept:
             shelf.put(list(kept), table.select(list(kept.values())))

@@ -86,12 +86,14 @@ def encode_adaptively(
         progress: Told when inputs are done.
 
     Raises:
+        DataError: An input cannot be read, and the table stops at errors.
         TooLargeError: A single thought does not fit into memory.
     """
     run = _Run(model, table, think=think, threshold=threshold, decoding=decoding, limits=limits, progress=progress or (lambda done: None))
     groups = grouped(ordered_by_length(items, model.processor), max_rows=limits.max_rows, max_tokens=limits.max_tokens)
-    with torch.no_grad(), _precision(model):
-        for prompts in prompts_ahead(model.processor, items, groups, max_prompt_tokens=limits.max_prompt_tokens):
+    ahead = prompts_ahead(model.processor, items, groups, max_prompt_tokens=limits.max_prompt_tokens)
+    with torch.no_grad(), _precision(model), contextlib.closing(ahead):  # no file is read any more when an error stops the work
+        for prompts in ahead:
             run.fail(prompts.errors)
             table.truncated.update(prompts.truncated)
             if prompts.inputs is not None:
@@ -118,7 +120,7 @@ class _Run:
 
     def fail(self, errors: Mapping[int, str]) -> None:
         """Notes inputs that have no vector."""
-        self._table.errors.update(errors)
+        self._table.fail(errors)
         self._progress(len(errors))
 
     def read(self, numbers: Sequence[int], inputs: Inputs) -> None:

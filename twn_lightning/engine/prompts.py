@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -12,6 +12,7 @@ from PIL import Image
 
 from twn_lightning.batches import ImageSource, Inputs, Item
 from twn_lightning.errors import DataError
+from twn_lightning.media import BROKEN_PICTURE
 from twn_lightning.models.backbones.base import Processor
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def grouped(lengths: Sequence[tuple[int, int]], *, max_rows: int, max_tokens: in
 
 def prompts_ahead(
     processor: Processor, items: Mapping[int, Item], groups: Sequence[Sequence[int]], *, max_prompt_tokens: int, num_ahead: int = 2
-) -> Iterator[Prompts]:
+) -> Generator[Prompts, None, None]:
     """Prompts of each group in order; the next ones are made, in a thread, while the model reads one.
 
     Args:
@@ -184,5 +185,5 @@ def _pixels(picture: ImageSource) -> int:
     try:
         with Image.open(picture) as opened:
             return opened.width * opened.height
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except BROKEN_PICTURE:
         return 0  # what is wrong with it is said where it is read

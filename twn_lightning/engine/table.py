@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from twn_lightning.errors import DataError
 from twn_lightning.evaluation.encoded import EncodedItems
 
 
@@ -24,6 +25,7 @@ class Table:
         texts: Its thought, or nothing.
         errors: Row → why it stays empty.
         truncated: Rows whose text was cut.
+        stops_at_errors: Whether the first error is raised.
     """
 
     discriminative: Tensor
@@ -34,9 +36,10 @@ class Table:
     texts: list[str]
     errors: dict[int, str] = field(default_factory=dict)
     truncated: set[int] = field(default_factory=set)
+    stops_at_errors: bool = False
 
     @classmethod
-    def empty(cls, num_rows: int, *, width: int, with_generative: bool) -> Table:
+    def empty(cls, num_rows: int, *, width: int, with_generative: bool, stops_at_errors: bool = False) -> Table:
         """So many rows to come."""
         vectors = torch.full((num_rows, width), torch.nan)
         return cls(
@@ -46,7 +49,27 @@ class Table:
             num_reasoning_tokens=torch.zeros(num_rows, dtype=torch.long),
             thought=torch.zeros(num_rows, dtype=torch.bool),
             texts=[""] * num_rows,
+            stops_at_errors=stops_at_errors,
         )
+
+    def fail(self, errors: Mapping[int, str]) -> None:
+        """Notes rows that stay empty.
+
+        Args:
+            errors: Row → why.
+
+        Raises:
+            DataError: The first of them, if errors stop.
+        """
+        self.errors.update(errors)
+        if errors and self.stops_at_errors:
+            row = min(errors)
+            raise DataError(f"Input {row}: {errors[row]}")
+
+    def is_complete(self, row: int) -> bool:
+        """Whether all of a row has been put down."""
+        vectors = self.discriminative if self.generative is None else self.generative
+        return not bool(vectors[row].isnan().any())
 
     def read(self, rows: Tensor, *, vector: Tensor, probability: Tensor, thinks: Tensor) -> None:
         """Puts down what is known before any thought.

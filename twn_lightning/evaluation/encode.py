@@ -21,6 +21,7 @@ from twn_lightning.evaluation.encoded import EncodedItems, ThinkMode, joined_row
 from twn_lightning.evaluation.shards import dealt, gathered, own_windows
 from twn_lightning.evaluation.store import Shelf, VectorStore
 from twn_lightning.evaluation.store_digests import item_digest
+from twn_lightning.media import BROKEN_PICTURE
 from twn_lightning.models.outputs import Decoding
 from twn_lightning.models.thought_writers import ThoughtWriter
 
@@ -309,5 +310,5 @@ def _area(picture: ImageSource) -> int:
     try:
         with Image.open(picture) as opened:
             return opened.width * opened.height
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except BROKEN_PICTURE:
         return 0  # its batch says what is wrong with it

@@ -14,10 +14,11 @@ import hashlib
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,7 +30,8 @@ from twn_lightning.models.outputs import Decoding
 
 log = logging.getLogger(__name__)
 
-_OPEN_FILES = 8
+_OPEN_FILES = 4
+"""Whose vectors stay in memory, for the next items that lie in them."""
 _UNIT_TOLERANCE = 1e-2
 
 
@@ -76,7 +78,7 @@ class VectorStore:
 
 
 class Shelf:
-    """Vectors of one think mode. It knows what was there when it was opened, and what it has stored itself.
+    """Vectors of one think mode. It knows what was there when it was opened or refreshed last, and what it has stored itself.
 
     Args:
         folder: Of the files.
@@ -90,30 +92,49 @@ class Shelf:
         self._names = {"discriminative", "gate_probability", "num_reasoning_tokens", "thought"} | ({"generative"} if with_generative else set())
         self._width = width
         self._counts = counts
-        self._opened: OrderedDict[Path, EncodedItems | None] = OrderedDict()
+        self._opened: OrderedDict[Path, EncodedItems] = OrderedDict()
         self._places: dict[bytes, tuple[Path, int]] = {}
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(folder.glob("*.safetensors")):
-            self._note(path)
+        self._files: set[str] = set()
+        self._looked: int | None = None
+        self.refresh()
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def take(self, digests: Sequence[bytes]) -> dict[bytes, tuple[EncodedItems, int]]:
-        """Those of the items that are there: digest → the rows it was encoded with, and its row among them.
+    def refresh(self) -> None:
+        """Looks for files that others have stored or removed; where none of them did, this takes no time.
 
-        What is damaged is named in the log, counted, removed, and not given.
+        What another process stores in the same moment may be seen only with its next file; until then it is encoded here too.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        changed = _changed(self.folder)  # before the files are listed: what comes meanwhile changes it again
+        if changed == self._looked:
+            return
+        self._looked = changed
+        there = {path.name for path in self.folder.glob("*.safetensors")}
+        self._forget(self._files - there)
+        for name in sorted(there - self._files):
+            self._note(self.folder / name)
+
+    def take(self, digests: Sequence[bytes]) -> dict[bytes, tuple[EncodedItems, int]]:
+        """Those of the items that are there: digest → rows that hold no others than these items', and its row among them.
+
+        Each file is read once, in whatever order the items come. What is damaged is named in the log, counted, removed, and not given.
 
         Args:
             digests: Of items, see `store_digests.item_digest`.
         """
-        found = {}
+        wanted: dict[Path, dict[bytes, int]] = {}
         for digest in digests:
             if digest in self._places:
                 path, row = self._places[digest]
-                rows = self._read(path)
-                if rows is not None:
-                    found[digest] = (rows, row)
+                wanted.setdefault(path, {})[digest] = row
+        found = {}
+        for path, places in wanted.items():
+            rows = self._read(path)
+            if rows is not None:
+                chosen = rows.select(torch.tensor(list(places.values())))
+                found.update({digest: (chosen, number) for number, digest in enumerate(places)})
         self._counts.read += len(found)
         return found
 
@@ -134,12 +155,16 @@ class Shelf:
         about = {"items": b"".join(digests).hex(), "seconds": repr(rows.seconds)}
         lines = [json.dumps({"item": digest.hex(), "thought": thought}) for digest, thought in zip(digests, rows.thoughts, strict=True)]
         try:
+            is_ours = _changed(self.folder) == self._looked
             _write(path.with_suffix(".jsonl"), ("\n".join(lines) + "\n").encode())
             with replacing(path) as temporary:  # last: what has this file is complete
                 save_file(tensors, str(temporary), metadata=about)
+            if is_ours:  # the folder's change was this file: nobody has to look for others'
+                self._looked = _changed(self.folder)
         except (OSError, SafetensorError) as error:
             raise DataError(f"Vectors cannot be stored in {self.folder} ({error}): make room there, or go without a cache.") from error
         self._counts.written += len(digests)
+        self._files.add(path.name)
         self._places.update({digest: (path, row) for row, digest in enumerate(digests)})
 
     def _note(self, path: Path) -> None:
@@ -149,15 +174,19 @@ class Shelf:
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             self._drop(path, f"it cannot be read: {error}")
             return
+        self._files.add(path.name)
         self._places.update({digest: (path, row) for row, digest in enumerate(digests)})
 
     def _read(self, path: Path) -> EncodedItems | None:
-        """All rows of a file; None where they are damaged, as is then found out once."""
-        if path not in self._opened:
-            self._opened[path] = self._checked(path)
+        """All rows of a file; None where they are damaged."""
+        rows = self._opened.pop(path, None)
+        if rows is None:
+            rows = self._checked(path)
+        if rows is not None:
+            self._opened[path] = rows
             if len(self._opened) > _OPEN_FILES:
                 self._opened.popitem(last=False)
-        return self._opened[path]
+        return rows
 
     def _checked(self, path: Path) -> EncodedItems | None:
         try:
@@ -199,14 +228,26 @@ class Shelf:
     def _drop(self, path: Path, why: str) -> None:
         log.warning("%s is damaged (%s): what it held is encoded again.", path, why)
         self._counts.damaged += 1
-        self._places = {digest: place for digest, place in self._places.items() if place[0] != path}
+        self._forget({path.name})
         path.unlink(missing_ok=True)
+
+    def _forget(self, files: Set[str]) -> None:
+        if files:
+            self._files -= files
+            self._places = {digest: place for digest, place in self._places.items() if place[0].name not in files}
+            for name in files:
+                self._opened.pop(self.folder / name, None)
 
 
 def _items_of(about: Mapping[str, str] | None) -> list[bytes]:
     """The digests of a file's items, in the rows' order."""
     joined = bytes.fromhex((about or {})["items"])
     return [joined[start : start + 16] for start in range(0, len(joined), 16)]
+
+
+def _changed(folder: Path) -> int:
+    """When a file came or went last, in nanoseconds."""
+    return folder.stat().st_mtime_ns
 
 
 def _digest_of(made_by: Mapping[str, object]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from twn_lightning import __version__
 from twn_lightning.batches import ImageSource, Item
 from twn_lightning.errors import DataError
-from twn_lightning.media import frame_files, load_image
+from twn_lightning.media import frame_files, is_folder, load_image
 
 CODE = ("batches.py", "inputs.py", "media.py", "models", "engine", "evaluation/encode.py", "evaluation/encode_batches.py", "integrations/vllm.py")
 """Files and folders of this package in which an item becomes a prompt and a prompt a vector."""
@@ -55,8 +55,8 @@ def file_digest(path: Path) -> bytes:
     try:
         facts = path.stat()
         return _file_digest(path, facts.st_size, facts.st_mtime_ns)
-    except OSError as error:
-        raise DataError(f"{path}: this file cannot be read ({error.strerror}): put it there, or correct its path.") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise DataError(f"{path}: this file cannot be read ({getattr(error, 'strerror', error)}): put it there, or correct its path.") from error
 
 
 def folder_digest(folder: Path) -> str:
@@ -91,7 +91,7 @@ def code_digest(package: Path = Path(__file__).parents[1]) -> str:
 
 
 def _medium_digest(path: Path) -> bytes:
-    if not path.is_dir():
+    if not is_folder(path):
         return file_digest(path)
     return _joined([part for file in frame_files(path) for part in (file.name.encode(), file_digest(file))])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ UNIT_TOLERANCE = 2e-3
 """By how much a vector's length may differ from 1; float16 vectors differ by less."""
 MOST_NAMED = 20
 
+_PART = re.compile(r"part-(\d{5}|[1-9]\d{5,})\.parquet")
 _NEEDED = {"complete", "counts", "dim", "made_of"}
 
 
@@ -83,7 +85,7 @@ class Embeddings:
             raise DataError(f"{folder / MANIFEST} lacks {', '.join(sorted(missing))}: it was changed by hand; embed the corpus again.")
         if not manifest["complete"]:
             raise DataError(f"{folder} is not complete: run `twn embed` again, which goes on where it stopped.")
-        parts = tuple(sorted(int(part.stem.removeprefix("part-")) for part in folder.glob("part-*.parquet")))
+        parts = tuple(sorted(int(found[1]) for part in folder.iterdir() if (found := _PART.fullmatch(part.name))))
         embeddings = cls(folder, manifest, parts)
         embeddings._check_parts()
         return embeddings

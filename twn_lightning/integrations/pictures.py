@@ -45,7 +45,11 @@ def picture_of(value: object) -> object:
         DataError: An array is no picture, or an address holds none.
     """
     if isinstance(value, str) and value.startswith("data:"):
-        return decoded_image(io.BytesIO(base64.b64decode(value.partition(",")[2])), name=f"{value[:24]}…")
+        try:
+            content = base64.b64decode(value.partition(",")[2])
+        except ValueError as error:
+            raise DataError(f"{value[:24]}…: this data address holds no base64 ({error}): mend it, or give the picture itself.") from error
+        return decoded_image(io.BytesIO(content), name=f"{value[:24]}…")
     if not isinstance(value, np.ndarray | Tensor):
         return value
     array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value

@@ -16,13 +16,14 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from twn_lightning.batches import Inputs, Item
+from twn_lightning.batches import Inputs
 from twn_lightning.checkpoints import CONFIG, BundleDefaults, save_bundle
 from twn_lightning.encoder import MAX_PROMPT_TOKENS, Encoder, Side, Think
 from twn_lightning.engine.prompts import make_prompts
@@ -114,7 +115,7 @@ class TwnModule(InputModule):  # type: ignore[misc]
         return self.encoder.dim
 
     def preprocess(self, inputs: Sequence[object], prompt: str | None = None, **kwargs: object) -> dict[str, Any]:
-        """What `forward` reads: for `encode` the items themselves, else (for training) their prompts as tensors.
+        """What `forward` reads: for `encode` the inputs themselves, else (for training) their prompts as tensors.
 
         Args:
             inputs: As sentence-transformers takes them: strings (of a picture or a clip its path or address), PIL images, arrays, dicts of "text",
@@ -128,10 +129,12 @@ class TwnModule(InputModule):  # type: ignore[misc]
         """
         if unknown := {key for key, value in kwargs.items() if value is not None} - self.forward_kwargs:
             raise ConfigError(f"{', '.join(sorted(unknown))}: this model has no such option; how prompts are made is written in its bundle.")
-        items = [_item(value, prompt, num_frames=self.model.processor.options.num_frames) for value in inputs]
+        values = [_fields(value, prompt, num_frames=self.model.processor.options.num_frames) for value in inputs]
         if torch.is_inference_mode_enabled():
-            return {"items": items}
-        prompts = make_prompts(self.model.processor, dict(enumerate(items)), max_prompt_tokens=self.max_prompt_tokens)
+            return {"items": values}
+        with ExitStack() as copies:
+            items = {number: to_item(value, copies=copies) for number, value in enumerate(values)}
+            prompts = make_prompts(self.model.processor, items, max_prompt_tokens=self.max_prompt_tokens)
         if prompts.inputs is None or prompts.errors:
             raise DataError(next(iter(prompts.errors.values())))
         fields = {field.name: getattr(prompts.inputs, field.name) for field in dataclasses.fields(Inputs)}
@@ -284,15 +287,16 @@ def _copy_backbone(path: str, folder: Path) -> None:
         shutil.copytree(path, folder, dirs_exist_ok=True)
 
 
-def _item(value: object, prompt: str | None, *, num_frames: int) -> Item:
-    """An input of sentence-transformers."""
+def _fields(value: object, prompt: str | None, *, num_frames: int) -> dict[str, object]:
+    """An input of sentence-transformers as one of the encoder."""
     if is_message_dict(value) or (isinstance(value, list) and value and is_message_dict(value[0])):
         fields = _of_conversation(value if isinstance(value, list) else [cast("Mapping[str, Any]", value)])
     elif isinstance(value, Mapping) and "array" not in value:
         fields = dict(value)
     else:
         fields = {_modality(value): value}
-    return to_item(with_pictures(fields, num_frames=num_frames), instruction=prompt)
+    made = with_pictures(fields, num_frames=num_frames)
+    return made if made.get("instruction") or not prompt else {**made, "instruction": prompt}
 
 
 def _modality(value: object) -> str:

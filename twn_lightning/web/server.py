@@ -5,6 +5,7 @@ What the extra "web" installs is imported here: who imports this module says wha
 
 from __future__ import annotations
 
+import contextlib
 import io
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,7 +27,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from twn_lightning.errors import ConfigError, DataError, TwnError
 from twn_lightning.index.payload import Payload, comparison_payload
 from twn_lightning.index.searcher import Query, Searcher
-from twn_lightning.media import IMAGE_SUFFIXES, decoded_image, load_image
+from twn_lightning.media import BROKEN_PICTURE, IMAGE_SUFFIXES, decoded_image, load_image
 
 MOST_RESULTS = 100
 MOST_PIXELS = 50_000_000
@@ -124,12 +125,14 @@ def create_app(searcher: Searcher, options: PageOptions) -> FastAPI:
 
 def run_page(searcher: Searcher, options: PageOptions, *, console: Console) -> None:
     """Serves the page until Ctrl-C."""
-    app = create_app(searcher, options)
+    config = uvicorn.Config(create_app(searcher, options), host=options.host, port=options.port, log_level="warning")
+    listening = config.bind_socket()  # before the address is said: port 0 becomes a real one here
     address = f"[{options.host}]" if ":" in options.host else options.host
-    console.print(f"{len(searcher.index):,} documents at http://{address}:{options.port} (Ctrl-C stops)")
+    console.print(f"{len(searcher.index):,} documents at http://{address}:{listening.getsockname()[1]} (Ctrl-C stops)")
     if options.host not in _LOOPBACK:
         console.print("Whoever reaches this address can search these documents and see their pictures.", style="yellow")
-    uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 def thumbnail(searcher: Searcher, name: str) -> bytes:
@@ -183,9 +186,9 @@ def _opened(content: bytes) -> Image.Image:
             if picture.width * picture.height > MOST_PIXELS:
                 raise RefusedError(f"The picture has {picture.width} × {picture.height} pixels, which is too large: make it smaller.", 413)
         return decoded_image(io.BytesIO(content), name="picture")
-    except (DataError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, RefusedError):
-            raise
+    except RefusedError:
+        raise
+    except (DataError, *BROKEN_PICTURE) as error:
         raise RefusedError("The picture cannot be read: send a PNG, JPEG, WebP, GIF, BMP or TIFF file.") from error
 
 

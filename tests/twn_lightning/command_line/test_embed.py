@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from tests.support.corpus_files import write_texts
+from tests.support.corpus_files import write_pictures, write_texts
 from twn_lightning.command_line.embed import _report, embed
 from twn_lightning.corpus.embed import Outcome
 from twn_lightning.corpus.manifest import Totals
@@ -89,6 +89,7 @@ def test_a_slip_is_answered_before_the_model_is_loaded(options: list[str], words
 def test_help_shows_how_to_go_on_and_what_to_type(run: Runner) -> None:
     stdout, _ = run("--help")
     assert "Run the same command again to go on" in " ".join(stdout.split())
+    assert "--retry-errors" in stdout
     assert "twn embed BUNDLE photos/ --out vectors --format npy" in stdout
 
 
@@ -127,3 +128,26 @@ def test_parts_that_others_have_finished_meanwhile_are_not_in_work(tmp_path: Pat
     manifest = {"rows": 12, "dim": 8, "counts": counts, "left_out": {}, "complete": False, "parts": 6}
     said = _report(Outcome(manifest, Totals.of([]), num_kept=0, num_busy=5, seconds=1.0), tmp_path)
     assert "1 of 6 parts are still to be made, 1 of them in work elsewhere" in said
+
+
+def test_an_input_beside_the_parts_is_refused_and_stays(run: Runner, tmp_path: Path) -> None:
+    path = tmp_path / "data/part-00000.parquet"
+    write_texts(path, 2)
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=r"part-00000\.parquet lies in the folder for the vectors"):
+        run("no bundle", path, "--out", tmp_path / "data")
+    assert path.read_bytes() == before
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+def test_rows_that_failed_are_tried_again_when_that_is_asked_for(run: Runner, tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("id,image\na,late.png\n")
+    command = (tiny_bundle, tmp_path / "in.csv", "--out", tmp_path / "out", "--think", "never", "--device", "cpu")
+    _, stderr = run(*command)
+    assert "0 of 1 rows have a vector" in stderr
+    assert "part-….errors.jsonl; --retry-errors makes their parts again" in stderr
+    write_pictures(tmp_path, 1)
+    (tmp_path / "0000/0000000.png").rename(tmp_path / "late.png")
+    _, stderr = run(*command, "--retry-errors")
+    assert "1 of 1 rows have a vector" in stderr
+    assert "--retry-errors" not in stderr

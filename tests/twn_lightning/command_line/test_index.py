@@ -37,9 +37,11 @@ def test_what_cannot_be_indexed_is_one_line(twn: Twn, tmp_path: Path) -> None:
     vectors = clustered(5, 8, clusters=2)
     vectors[1] = np.inf
     write_embeddings(tmp_path / "vectors", vectors)
+    (tmp_path / "in.csv").write_text("id,text\n")
     for arguments, words in (
         ((tmp_path / "vectors", "--out", tmp_path / "out", "--strict"), "1 vector with NaN or infinity (d1)"),
         ((tmp_path, "--out", tmp_path / "out"), "holds no embedding.json: name the folder that `twn embed` wrote"),
+        ((tmp_path / "in.csv", "--out", tmp_path / "out"), "in.csv holds no embedding.json: name the folder that `twn embed` wrote"),
         ((tmp_path / "vectors", "--out", tmp_path / "vectors"), "is there and no index: choose another folder for --out"),
         ((tmp_path / "vectors", "--out", tmp_path / "out", "--recall", "2"), "recall is 2.0"),
     ):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import socket
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -19,19 +20,20 @@ Twn = Callable[..., tuple[int, str, str]]
 @pytest.mark.slow
 def test_the_page_is_there_until_it_is_stopped(searched_index: Path) -> None:
     pytest.importorskip("uvicorn")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "twn_lightning.command_line", "serve", str(searched_index), "--port", str(port), "--device", "cpu"]
+    command = [sys.executable, "-m", "twn_lightning.command_line", "serve", str(searched_index), "--port", "0", "--device", "cpu"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
-        page = _fetched(f"http://127.0.0.1:{port}/", process)
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if "7 documents at" in line)
+        found = re.search(r"(http://127\.0\.0\.1:[1-9]\d*) \(Ctrl-C stops\)", said)
+        assert found is not None
+        page = _fetched(f"{found[1]}/", process)
         assert "<h1>Search</h1>" in page
-        assert '"num_documents":7' in _fetched(f"http://127.0.0.1:{port}/api/index", process)
+        assert '"num_documents":7' in _fetched(f"{found[1]}/api/index", process)
     finally:
-        process.terminate()
-        said = process.communicate(timeout=30)[1]
-    assert f"7 documents at http://127.0.0.1:{port} (Ctrl-C stops)" in said
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
 
 
 def _fetched(address: str, process: subprocess.Popen[str]) -> str:

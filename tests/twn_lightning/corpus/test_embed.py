@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 
 from tests.support.corpus_files import sentence, write_huge_picture, write_pictures, write_texts
 from twn_lightning.corpus.embed import embed_corpus
+from twn_lightning.corpus.finish import finish
 from twn_lightning.corpus.make import PartMaker
 from twn_lightning.corpus.manifest import lock, read_manifest
 from twn_lightning.corpus.plan import EmbedSettings, prepare
@@ -121,7 +123,8 @@ def test_a_damaged_part_is_named_and_made_again(damage: str, encoder: Encoder, t
     path = out / "part-00001.parquet"
     content = bytearray(path.read_bytes())
     if damage == "flipped":
-        content[len(content) // 4] ^= 1  # in the vectors: only the checksum tells
+        vectors = pq.read_metadata(path).row_group(0).column(1)
+        content[vectors.data_page_offset + vectors.total_compressed_size - 1] ^= 1  # only the checksum tells
         path.write_bytes(content)
     elif damage == "no errors file":
         (out / "part-00001.errors.jsonl").unlink()
@@ -360,3 +363,38 @@ def test_a_vector_that_is_not_finite_is_an_error(tiny_bundle: Path, texts: Input
     outcome = embed_corpus(encoder, texts, tmp_path / "out", settings=NEVER)
     assert outcome.manifest["counts"]["reasons"] == {"its vector is not finite": 34}
     assert rows_in(tmp_path / "out").num_rows == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["part-00000.parquet", "part-00007-3f2a.snappy.parquet", "part-00000.errors.jsonl", "files.parquet", "vectors.npy", "ids.parquet"]
+)
+def test_a_folder_with_files_of_others_of_such_names_is_refused_and_left_as_it_is(name: str, encoder: Encoder, texts: Input, tmp_path: Path) -> None:
+    write_texts(tmp_path / "theirs", 3)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes((tmp_path / "theirs").read_bytes())
+    with pytest.raises(ConfigError, match=rf"{name} is there, but no embedding\.json beside it.*: choose another --out, or move it away"):
+        embed_corpus(encoder, texts, tmp_path / "out", settings=NEVER, output="npy")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_a_table_of_others_in_the_place_of_a_part_is_refused_and_left_as_it_is(encoder: Encoder, texts: Input, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    embed_corpus(encoder, texts, out, settings=NEVER)
+    theirs = pa.table({"text": ["a", "b"]})
+    pq.write_table(theirs, out / "part-00001.parquet")
+    with pytest.raises(DataError, match=r"part-00001\.parquet was not written by `twn embed`, which would replace it: move it away"):
+        embed_corpus(encoder, texts, out, settings=NEVER)
+    assert pq.read_table(out / "part-00001.parquet").equals(theirs)
+
+
+def test_who_finishes_last_counts_what_was_made_while_it_waited(encoder: Encoder, texts: Input, tmp_path: Path) -> None:
+    job = prepare(encoder, texts, tmp_path / "out", NEVER)
+    maker = PartMaker(encoder, job)
+    assert all(map(maker.make, range(3)))
+    with ThreadPoolExecutor(1) as pool:
+        with lock(job.folder):
+            manifest = pool.submit(finish, job)
+            time.sleep(0.2)  # it waits for the lock
+            maker.make(3)
+        assert manifest.result()["complete"]

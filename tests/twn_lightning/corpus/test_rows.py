@@ -2,11 +2,13 @@
 
 import base64
 import io
+import math
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.support.odd_pictures import unknown_dds
 from twn_lightning.corpus.rows import Columns, CorpusRow, file_row, reason_of, table_row
 from twn_lightning.errors import ConfigError
 
@@ -65,6 +67,8 @@ def test_bytes_of_pictures_are_opened_and_weighed(cell: object) -> None:
         ({"text": " \n", "instruction": "find"}, "it is empty (no text, image, video)"),
         ({"id": None, "text": "a"}, "its id is empty (column id)"),
         ({"id": "", "text": "a"}, "its id is empty (column id)"),
+        ({"text": math.nan, "image": math.nan}, "it is empty (no text, image, video)"),
+        ({"id": math.nan, "text": "a"}, "its id is empty (column id)"),
         ({"text": [3.5]}, "its text is of type list, not a string"),
         ({"image": "data:image/png;base64,****"}, "its image cannot be read (a data address that is no base64)"),
         ({"image": "data:image/png;base64,aGFsbG8="}, "its image cannot be read (bytes of no known format)"),
@@ -74,6 +78,7 @@ def test_bytes_of_pictures_are_opened_and_weighed(cell: object) -> None:
         ({"image": 7}, "its image is of type int, not a path, address or bytes"),
         ({"image": {"bytes": None, "path": None}}, "its image is empty, not a path, address or bytes"),
         ({"image": b"GIF, not"}, "its image cannot be read (bytes of no known format)"),
+        ({"image": unknown_dds()}, "its image cannot be read (Unknown pixel format flags 0)"),
         ({"video": b"abc"}, "its video is of type bytes, not a path or address"),
     ],
 )

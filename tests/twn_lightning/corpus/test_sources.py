@@ -95,12 +95,15 @@ def test_the_folder_of_vectors_is_not_walked(photos: Path, tmp_path: Path) -> No
     assert write_listing([photos], tmp_path / "files.parquet", without=photos / "vectors").num_files == 5
 
 
-def test_links_to_folders_are_not_followed_and_links_to_files_are(photos: Path) -> None:
+def test_links_to_folders_are_counted_as_such_and_links_to_files_are_followed(photos: Path, tmp_path: Path) -> None:
     (photos / "loop").symlink_to(photos, target_is_directory=True)
+    (photos / "holiday.png").symlink_to(photos / "a", target_is_directory=True)
     (photos / "link.png").symlink_to(photos / "a.png")
     names = [name for name, _ in walk(photos)]
     assert "link.png" in names
-    assert [name for name in names if name.startswith("loop")] == ["loop"]
+    assert not [name for name in names if name.startswith(("loop", "holiday"))]
+    listing = write_listing([photos], tmp_path / "files.parquet", without=tmp_path)
+    assert (listing.num_files, listing.left_out["link to a folder"], listing.left_out["no ending"]) == (6, 2, 1)
 
 
 def test_a_link_to_itself_is_counted_and_the_rest_listed(photos: Path, tmp_path: Path) -> None:
@@ -157,6 +160,14 @@ def test_parts_below_a_folder_of_tables_are_no_input(tmp_path: Path) -> None:
     assert [table.path.name for table in source.tables] == ["a.jsonl"]
     with pytest.raises(ConfigError, match="is the folder for the vectors, and an input"):
         open_inputs([tmp_path / "in"], without=tmp_path / "in")
+
+
+def test_an_input_in_the_folder_for_the_vectors_is_refused(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in/a.jsonl", 0, 2)
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for inputs in (tmp_path / "in/a.jsonl", tmp_path / "in/*.jsonl", tmp_path / "link/a.jsonl"):
+        with pytest.raises(ConfigError, match=r"a\.jsonl lies in the folder for the vectors, and is an input: choose an --out of its own"):
+            open_inputs([inputs], without=tmp_path / "in")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import csv
 import datetime
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,14 +65,15 @@ def test_broken_rows_of_csv_are_named_and_the_others_read(tmp_path: Path) -> Non
     path = tmp_path / "a.csv"
     path.write_bytes(b'id,text\n1,one\n2\n3,"a"b\n4,\xff\n5,five\n6,"open\n7,seven\n')
     table = open_table(path)
-    assert table.num_rows == 6
+    assert table.num_rows == 7
     assert list(table.rows(0, ["id", "text"])) == [
         {"id": "1", "text": "one"},
         "the row has not as many cells as the header (1, not 2)",
         "the row is no valid CSV (',' expected after '\"')",
         "the row is no valid UTF-8",
         {"id": "5", "text": "five"},
-        "the row is no valid CSV (unexpected end of data)",
+        "the row is no valid CSV (unexpected end of data, 1 lines on; these are read as rows of their own)",
+        {"id": "7", "text": "seven"},
     ]
 
 
@@ -93,7 +95,7 @@ def test_broken_rows_of_json_lines_are_named_and_the_others_read(tmp_path: Path)
         ("a.csv", "id,text\n1,one\n".encode("utf-16"), "this file is UTF-16: save it as UTF-8"),
         ("a.csv", b"id;text\n1;one\n", "separated by semicolons: save it with commas"),
         ("a.jsonl", b'[\n{"text": "one"}\n]', "it is a JSON list: save it as JSON Lines"),
-        ("a.jsonl", b"one\ntwo\n", "first rows are no JSON objects"),
+        ("a.jsonl", b"one\ntwo\n", "its rows are no JSON objects"),
         ("a.parquet", b"PAR1", "cannot be read"),
     ],
 )
@@ -168,3 +170,49 @@ def test_two_columns_of_parquet_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_columns_without_a_name_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,text,,\n1,one,,\n2,two,x,y\n")
     assert list(open_table(tmp_path / "a.csv").rows(0, ["id", "text"])) == [{"id": "1", "text": "one"}, {"id": "2", "text": "two"}]
+
+
+@pytest.mark.parametrize(
+    ("later", "why"),
+    [
+        ("", "unexpected end of data, 2480 lines on"),
+        ('2200,"a cell\nof two lines"\n', "',' expected after '\"', 2181 lines on"),
+    ],
+)
+def test_a_stray_quote_costs_its_own_row_alone(later: str, why: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    lines = [f"{number},words {number}\n" for number in range(2500)]
+    lines[19] = '19,"quote opens\n'
+    lines[2200] = later or lines[2200]
+    path.write_text("id,text\n" + "".join(lines))
+    table = open_table(path)
+    assert table.num_rows == 2500
+    expected: list[object] = [{"id": str(number), "text": f"words {number}"} for number in range(2500)]
+    expected[19] = f"the row is no valid CSV ({why}; these are read as rows of their own)"
+    expected[2200] = {"id": "2200", "text": "a cell\nof two lines"} if later else expected[2200]
+    assert list(table.rows(0, ["id", "text"])) == expected
+    assert list(table.rows(1024, ["id", "text"])) == expected[1024:]
+    assert list(table.rows(2100, ["id", "text"])) == expected[2100:]
+
+
+def test_a_file_whose_every_line_opens_a_quote_is_read_in_passable_time(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,text\n" + "".join(f'{number}","words\n' for number in range(20_000)))
+    started = time.perf_counter()
+    assert open_table(tmp_path / "a.csv").num_rows == 20_000
+    assert time.perf_counter() - started < 20.0  # a line that reads all that follow: some minutes
+
+
+def test_a_row_with_another_number_of_cells_says_how_many_lines_it_has(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('id,text\n1,"opens\n2,two\n3,closes",x\n4,four\n')
+    assert list(open_table(tmp_path / "a.csv").rows(0, ["id", "text"])) == [
+        "the row has not as many cells as the header (3, not 2; it has 3 lines)",
+        {"id": "4", "text": "four"},
+    ]
+
+
+def test_columns_of_json_lines_that_only_a_late_row_has_are_known(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "same"}\n' * 1500 + '{"text": "same", "image": "red.png"}\n{"broken\n[1]\n')
+    table = open_table(path)
+    assert (table.columns, table.num_rows) == (("text", "image"), 1503)
+    assert next(iter(table.rows(1500, ["text", "image"]))) == {"text": "same", "image": "red.png"}

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.support.odd_pictures import unknown_dds
 from twn_lightning.batches import Inputs, Item
 from twn_lightning.encoder import Encoder, Encoding
 from twn_lightning.engine.engine import Limits
@@ -185,20 +186,22 @@ def test_other_failures_are_not_taken_for_memory() -> None:
 
 @pytest.fixture
 def broken(tmp_path: Path) -> list[object]:
-    """Inputs of which number 1, 2, 4, 5 and 6 cannot be read."""
+    """Inputs of which number 1, 2, 4, 5, 6, 7 and 8 cannot be read."""
+    (tmp_path / "unknown.png").write_bytes(unknown_dds())
     (tmp_path / "broken.png").write_bytes(b"no picture")
     (tmp_path / "empty.mp4").write_bytes(b"")
     Image.new("1", (20000, 10000)).save(tmp_path / "large.png")
-    return ["fine", tmp_path / "broken.png", tmp_path / "empty.mp4", "fine too", "", tmp_path / "large.png", {"imgae": "x.png"}]
+    odd = [tmp_path / "large.png", {"imgae": "x.png"}, tmp_path / "unknown.png", Path("a" * 300)]
+    return ["fine", tmp_path / "broken.png", tmp_path / "empty.mp4", "fine too", "", *odd]
 
 
 def test_broken_inputs_are_named_and_the_rest_goes_on(tiny_model: DualLoRAModel, broken: list[object]) -> None:
-    with pytest.warns(UserWarning, match=r"5 of 7 inputs were skipped; input 1: .*broken\.png: this image cannot be read"):
+    with pytest.warns(UserWarning, match=r"7 of 9 inputs were skipped; input 1: .*broken\.png: this image cannot be read"):
         encoding = encode(tiny_model, broken, LIMITS["all"], on_error="skip")  # type: ignore[arg-type]
-    words = ["broken.png", "empty.mp4", "It is empty", "exceeds limit", "did you mean 'image'"]
-    assert list(encoding.errors) == [1, 2, 4, 5, 6]
+    words = ["broken.png", "empty.mp4", "It is empty", "exceeds limit", "did you mean 'image'", "Unknown pixel format", "no path"]
+    assert list(encoding.errors) == [1, 2, 4, 5, 6, 7, 8]
     assert all(word in reason for word, reason in zip(words, encoding.errors.values(), strict=True))
-    assert encoding.vectors.isnan().any(dim=1).nonzero().flatten().tolist() == [1, 2, 4, 5, 6]
+    assert encoding.vectors.isnan().any(dim=1).nonzero().flatten().tolist() == [1, 2, 4, 5, 6, 7, 8]
     good = encode(tiny_model, [Item(text="fine"), Item(text="fine too")], LIMITS["all"])
     assert (encoding.vectors[[0, 3]] - good.vectors).abs().max() <= 1e-5
     with pytest.raises(DataError, match="Input 4: It is empty"):  # found before anything is encoded

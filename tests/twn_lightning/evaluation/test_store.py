@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,13 +19,15 @@ from safetensors.torch import load_file, save_file
 import twn_lightning
 from twn_lightning.batches import Inputs, Item
 from twn_lightning.errors import DataError
-from twn_lightning.evaluation import store_digests
+from twn_lightning.evaluation import store, store_digests
 from twn_lightning.evaluation.encode import EncodedItems, encode_items
 from twn_lightning.evaluation.store import StoreCounts, VectorStore
 from twn_lightning.evaluation.store_digests import CODE, code_digest, file_digest, folder_digest, item_digest
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.models.outputs import Decoding
 
+A_TICK = 0.02
+"""Seconds after which a folder's time of change is another one."""
 SHORT = Decoding(max_new_tokens=4)
 ItemMaker = Callable[[int], list[Item]]
 ModelMaker = Callable[..., DualLoRAModel]
@@ -190,6 +193,10 @@ def test_media_files_are_named_by_their_content(tmp_path: Path) -> None:
     assert item_digest(Item(images=(here,)), by_content=True) != first
     with pytest.raises(DataError, match="gone.bmp: this file cannot be read"):
         item_digest(Item(images=(tmp_path / "gone.bmp",)), by_content=True)
+    for name in ("a" * 300, "a\0b"):
+        for item in (Item(images=(Path(name),)), Item(video=Path(name))):
+            with pytest.raises(DataError, match="cannot be read|this is no path"):
+                item_digest(item, by_content=True)
 
 
 def test_a_folder_of_frames_is_named_by_each_frame(tmp_path: Path) -> None:
@@ -278,3 +285,56 @@ def test_a_picture_is_named_as_it_is_shown() -> None:
     for one, other in ((red, green), (upright, turned)):
         assert one.tobytes() == other.tobytes()
         assert item_digest(Item(images=(one,)), by_content=False) != item_digest(Item(images=(other,)), by_content=False)
+
+
+def test_items_in_any_order_cost_one_reading_of_each_file_and_only_their_own_rows(
+    tiny_model: DualLoRAModel, make_items: ItemMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = encode(tiny_model, make_items(6), None)
+    digests = [bytes([number]) * 16 for number in range(60)]
+    filling = open_store(tmp_path, tiny_model).shelf("always", SHORT)
+    for start in range(0, 60, 6):
+        filling.put(digests[start : start + 6], rows)
+    shelf = open_store(tmp_path, tiny_model).shelf("always", SHORT)
+    opened: list[str] = []
+
+    def opening(path: str, framework: str) -> object:
+        opened.append(path)
+        return safe_open(path, framework=framework)
+
+    monkeypatch.setattr(store, "safe_open", opening)
+    order = [first + 6 * file for first in (5, 2) for file in range(10)]  # from file to file, two rows of each
+    found = shelf.take([digests[number] for number in order])
+    assert len(opened) == len(set(opened)) == 10
+    for number in order:
+        part, row = found[digests[number]]
+        assert len(part) == 2
+        assert torch.equal(part.discriminative[row], rows.discriminative[number % 6])
+        assert part.thoughts[row] == rows.thoughts[number % 6]
+
+
+def test_a_shelf_that_stays_open_sees_what_others_stored_and_removed(tiny_model: DualLoRAModel, make_items: ItemMaker, tmp_path: Path) -> None:
+    rows = encode(tiny_model, make_items(2), None)
+    own, other = (open_store(tmp_path, tiny_model).shelf("always", SHORT) for _ in range(2))
+    own.put([b"0" * 16, b"1" * 16], rows)
+    time.sleep(A_TICK)
+    other.put([b"2" * 16, b"3" * 16], rows)
+    own.refresh()
+    assert len(own.take([b"0" * 16, b"3" * 16])) == 2
+    time.sleep(A_TICK)
+    for path in own.folder.iterdir():
+        path.unlink()
+    own.refresh()
+    assert (len(own), own.take([b"0" * 16])) == (0, {})
+    own.put([b"0" * 16, b"1" * 16], rows)
+    assert len(own.take([b"0" * 16])) == 1
+
+
+def test_what_was_damaged_and_stored_again_is_found_by_the_same_shelf(tiny_model: DualLoRAModel, make_items: ItemMaker, tmp_path: Path) -> None:
+    rows = encode(tiny_model, make_items(2), None)
+    shelf = open_store(tmp_path, tiny_model).shelf("always", SHORT)
+    shelf.put([b"0" * 16, b"1" * 16], rows)
+    damage(next(shelf.folder.glob("*.safetensors")), "nan")
+    assert shelf.take([b"0" * 16]) == {}
+    shelf.put([b"0" * 16, b"1" * 16], rows)
+    assert shelf.take([b"0" * 16]).keys() == {b"0" * 16}

@@ -262,3 +262,10 @@ def test_an_index_may_be_made_in_the_folder_one_is_in(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path / "here")
     VectorIndex.build("../vectors", ".")
     assert len(VectorIndex.open(tmp_path / "here")) == 5
+
+
+def test_other_files_beside_the_parts_are_passed_over(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "vectors", clustered(5, 8, clusters=2))
+    for name in ("part-0000-3f2a.parquet", "part-00000-copy.parquet", "part-1.parquet"):
+        pq.write_table(pa.table({"text": ["a"]}), tmp_path / "vectors" / name)
+    assert len(VectorIndex.build(tmp_path / "vectors", tmp_path / "index")) == 5

@@ -8,10 +8,12 @@ import json
 import pickle
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -97,6 +99,22 @@ def test_whatever_the_library_takes_has_the_encoders_vector(model: SentenceTrans
     assert isinstance(found, np.ndarray)
     assert np.abs(found - expected.numpy()).max() <= 1e-5
     assert np.abs(model.encode(theirs[0], prompt="Find it.", think=think) - expected[0].numpy()).max() <= 1e-5
+
+
+def test_a_data_address_that_is_no_base64_is_named(model: SentenceTransformer) -> None:
+    with pytest.raises(DataError, match=r"data:image/png;base64,aa…: this data address holds no base64"):
+        model.encode({"image": "data:image/png;base64,aaaaa"})
+
+
+def test_clips_that_were_fetched_leave_no_file(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with fsspec.filesystem("memory").open("/theirs.mp4", "wb") as file:
+        file.write(b"no clip")
+    model = SentenceTransformer(modules=[TwnModule(tiny_bundle, think="never")], device="cpu")
+    for read in (model.encode, model.preprocess):
+        with pytest.raises(DataError, match=r"\.mp4: this video cannot be read"):  # it was there, and opened
+            read([{"video": "memory://theirs.mp4"}])
+        assert not list(tmp_path.iterdir())
 
 
 def test_queries_and_documents_have_their_prompts_and_their_budgets(encoder: Encoder) -> None:

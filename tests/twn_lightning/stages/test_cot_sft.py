@@ -93,11 +93,11 @@ def test_discriminative_part_is_stage_one_on_the_same_batch(tiny_model: DualLoRA
     assert joint["hit_at_1_disc"] == alone.metrics["hit_at_1"]
 
 
-@pytest.mark.parametrize("missing", ["query_thoughts", "positive_thoughts"])
-def test_a_batch_that_lacks_the_thoughts_of_a_side_is_refused(tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch], missing: str) -> None:
-    batch = replace(make_batch(tiny_model), **{missing: None})
-    with pytest.raises(DataError, match="source 'mixed' lacks some"):
-        CotSftStage(tiny_model, OPTIM).step(batch)
+def test_a_batch_that_lacks_the_thoughts_of_a_side_is_refused(tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch]) -> None:
+    batch = make_batch(tiny_model)
+    for lacking in (replace(batch, query_thoughts=None), replace(batch, positive_thoughts=None)):
+        with pytest.raises(DataError, match="source 'mixed' lacks some"):
+            CotSftStage(tiny_model, OPTIM).step(lacking)
 
 
 def test_training_teaches_thoughts_and_both_embeddings(tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch]) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import uvicorn
 from PIL import Image
+from rich.console import Console
 
 from tests.support.index_files import COLOURS, TEXTS
+from tests.support.odd_pictures import unknown_dds
 from twn_lightning.errors import ConfigError
 from twn_lightning.index.searcher import Query, Searcher
 
@@ -18,7 +23,7 @@ pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
 
 from twn_lightning.web import server
-from twn_lightning.web.server import PageOptions, create_app
+from twn_lightning.web.server import PageOptions, create_app, run_page
 
 LIMIT = 20_000
 
@@ -80,6 +85,7 @@ def test_an_upload_leaves_no_file(client: TestClient, tmp_path: Path, monkeypatc
         ({"text": "   ", "instruction": "Find it."}, None, 422, "There is nothing to search with"),
         ({"text": "x"}, b"GIF89a and no more", 422, "The picture cannot be read: send a PNG"),
         ({"text": "x"}, png((0, 0, 0))[:60], 422, "The picture cannot be read"),
+        ({"text": "x"}, unknown_dds(), 422, "The picture cannot be read: send a PNG"),
         ({"text": "x"}, b"\0" * (LIMIT + 1), 413, "The picture is too large: at most 0.0 MB can be sent"),
         ({"text": "x"}, b"\0" * 10 * LIMIT, 413, "The picture is too large"),
         ({"text": "x", "top_k": "0"}, None, 422, "top_k is '0': choose a number from 1 to 100"),
@@ -164,3 +170,19 @@ def test_the_endpoint_and_the_index_are_documented(client: TestClient) -> None:
 def test_options_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match="port is 70000"):
         PageOptions(port=70000)
+
+
+def test_the_address_that_is_said_has_the_port_that_is_served(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    ports: list[int] = []
+
+    def stopped_at_once(server: uvicorn.Server, sockets: Sequence[socket.socket]) -> None:
+        (listening,) = sockets
+        ports.append(listening.getsockname()[1])
+        listening.close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(uvicorn.Server, "run", stopped_at_once)
+    said = io.StringIO()
+    run_page(searcher, PageOptions(port=0), console=Console(file=said, soft_wrap=True))
+    assert ports[0] > 0
+    assert f"http://127.0.0.1:{ports[0]} (Ctrl-C stops)" in said.getvalue()
