@@ -124,7 +124,10 @@ def comparison_table(title: str, rows: Sequence[Row], *, modes: Sequence[str] = 
     from rich import box
     from rich.table import Table
 
-    caption = "Mean over seeds and test tasks, 0 to 100, ± half of its 95 % interval over seeds and queries; difference paired by query."
+    caption = (
+        "Mean over seeds and test tasks, 0 to 100, ± half of its 95 % interval over seeds and queries (one seed: over queries alone); difference "
+        "paired by query."
+    )
     table = Table(title=title, title_justify="left", caption=caption, box=box.SIMPLE_HEAD)
     for heading in ("variant", "seeds", *modes, "mode", f"− {reference}", "think", "tokens"):
         table.add_column(heading, justify="left" if heading in ("variant", "mode") else "right", no_wrap=True)
@@ -150,7 +153,7 @@ def cells(row: Row, modes: Sequence[str]) -> list[str]:
 
 def plus_minus(found: Interval) -> str:
     """The mean and half the width, such as 61.4 ± 1.2."""
-    return f"{found.mean:.1f} ± {(found.high - found.low) / 2:.1f}"
+    return f"{found.mean:.1f} ± {found.half_width:.1f}"
 
 
 def _row(variant: str, records: Records, *, mode: str, shown: Sequence[str], difference: Interval | None) -> Row:

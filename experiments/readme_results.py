@@ -14,7 +14,7 @@ from pathlib import Path
 from experiments.command_line import new_parser, run_command
 from experiments.results_page.claim import mode_lines, verdict_lines, verdicts
 from experiments.results_page.collection import read_collections
-from experiments.results_page.words import listed
+from experiments.results_page.words import commits, listed
 from experiments.runs import write_atomically
 from twn_lightning.errors import ConfigError, DataError
 
@@ -59,17 +59,21 @@ def block(records: Path) -> str:
     if not groups:
         raise DataError(f"{records} holds no record: 'make results' makes them.")
     base = groups[0].base
-    made = [f"run {groups[0].name}, seeds {listed(str(record.seed) for record in base)}"]
-    for title, key in (("trained at commit", "commit.trained"), ("data", "data_revision"), ("device", "device")):
-        values = list(dict.fromkeys(record.provenance[key] for record in base if record.provenance.get(key)))
-        made += [f"{title} {'; '.join(values)}"] if values else []
+    made = [f"Run {groups[0].name}, {'seed' if len(base) == 1 else 'seeds'} {listed(str(record.seed) for record in base)}"]
+    told = {
+        "trained at commit": commits(record.provenance.get("commit.trained", "") for record in base),
+        "data": "; ".join(filter(None, dict.fromkeys(record.provenance.get("data_revision", "").partition(",")[0] for record in base))),
+        "device": "; ".join(filter(None, dict.fromkeys(record.provenance.get("device", "") for record in base))),
+    }
+    made += [f"{title} {value}" for title, value in told.items() if value]
+    drawn = "over test queries (there is one seed)" if len(base) == 1 else "over seeds and test queries"
     return "\n".join(
         [
             *verdict_lines(verdicts(groups[0])),
             "",
             *mode_lines(groups[0]),
             "",
-            f"Mean scores over tasks, 0 to 100, with 95 % intervals. {', '.join(made)}.",
+            f"Mean scores over tasks, 0 to 100, with 95 % intervals {drawn}. {', '.join(made)}.",
             "",
         ]
     )

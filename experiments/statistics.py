@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -12,16 +12,23 @@ from numpy.typing import NDArray
 
 from twn_lightning.errors import DataError
 
-NUM_DRAWS = 2000
-LEVEL = 0.95
-SEED = 2605
+NORMAL = 1.96
+"""97.5 % quantile of the normal distribution."""
+# fmt: off
+STUDENT = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)
+# fmt: on
+"""97.5 % quantiles of Student's t for 1 to 30 degrees of freedom (NIST/SEMATECH e-Handbook of Statistical Methods, table 1.3.6.7.2); the last also
+stands for more."""
 PerQuery: TypeAlias = Sequence[Sequence[Sequence[float]]]
 """Of each seed, of each task, the metric of each query, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its percentile bootstrap interval, in points (0 to 100, or a difference of such).
+    """A mean and its 95 % interval, in points (0 to 100, or a difference of such).
 
     Attributes:
         mean: Over seeds, tasks and queries, each task counting as much.
@@ -38,29 +45,34 @@ class Interval:
         """Whether the whole interval lies on one side of 0."""
         return self.low > 0.0 or self.high < 0.0
 
+    @property
+    def half_width(self) -> float:
+        """From the mean to the farther end: the nearer one may be cut off at 0 or 100."""
+        return max(self.high - self.mean, self.mean - self.low)
+
     def __str__(self) -> str:
         return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]"
 
 
-def interval(values: PerQuery, *, num_draws: int = NUM_DRAWS, seed: int = SEED) -> Interval:
-    """The mean over tasks, with its interval.
+def interval(values: PerQuery) -> Interval:
+    """The mean over tasks, with its interval, cut off at 0 and 100.
 
-    A draw takes as many seeds as there are, with replacement, and within each task as many queries as there are, the same for every seed,
-    because every seed was asked the same queries.
+    Half its width is the root of a² + b². a, of the seeds: Student's t for their number less 1, times the standard error of the seeds' means over
+    tasks; 0 for one seed. b, of the queries: 1.96 times the standard error of the mean over tasks of each query's mean over seeds; a task with one
+    query adds nothing. What differs between seeds and queries at once is in both, so that the interval is rather too wide.
 
     Args:
         values: Each seed has the same tasks with the same queries.
-        num_draws: Of the bootstrap.
-        seed: Of the bootstrap.
 
     Raises:
         DataError: The seeds do not have the same tasks and numbers of queries, or there is nothing.
     """
-    return _bootstrap(_matrices(values), num_draws=num_draws, seed=seed)
+    found = _interval(_matrices(values))
+    return Interval(mean=found.mean, low=max(0.0, found.low), high=min(100.0, found.high))
 
 
-def paired_interval(values: PerQuery, others: PerQuery, *, num_draws: int = NUM_DRAWS, seed: int = SEED) -> Interval:
-    """The mean over tasks of values - others, each query paired with itself and each seed with itself (arguments as in `interval`).
+def paired_interval(values: PerQuery, others: PerQuery) -> Interval:
+    """The mean over tasks of values - others, each query paired with itself and each seed with itself (as `interval`, but not cut off).
 
     Raises:
         DataError: The two do not have the same seeds, tasks and numbers of queries.
@@ -71,7 +83,7 @@ def paired_interval(values: PerQuery, others: PerQuery, *, num_draws: int = NUM_
             f"A paired difference needs the same seeds, tasks and queries on both sides, but one has {_shape(first)}, the other {_shape(second)}: "
             "evaluate both on the same suite, and compare the seeds that both have."
         )
-    return _bootstrap([one - other for one, other in zip(first, second, strict=True)], num_draws=num_draws, seed=seed)
+    return _interval([one - other for one, other in zip(first, second, strict=True)])
 
 
 def _matrices(values: PerQuery) -> list[NDArray[np.float64]]:
@@ -82,23 +94,20 @@ def _matrices(values: PerQuery) -> list[NDArray[np.float64]]:
     return [np.asarray(task, dtype=np.float64) for task in zip(*values, strict=True)]
 
 
-def _bootstrap(tasks: Sequence[NDArray[np.float64]], *, num_draws: int, seed: int) -> Interval:
-    num_seeds = tasks[0].shape[0]
-    seed_counts, query_counts = _draws(num_seeds, tuple(task.shape[1] for task in tasks), num_draws, seed)
-    total = np.zeros(num_draws)
-    for task, counts in zip(tasks, query_counts, strict=True):
-        total += ((counts @ task.T) * seed_counts).sum(axis=1) / task.size
-    means = 100.0 * total / len(tasks)
-    low, high = np.quantile(means, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
-    return Interval(mean=float(100.0 * np.mean([task.mean() for task in tasks])), low=float(low), high=float(high))
+def _interval(tasks: Sequence[NDArray[np.float64]]) -> Interval:
+    of_seeds = np.mean([task.mean(axis=1) for task in tasks], axis=0)
+    of_queries = [task.mean(axis=0) for task in tasks]
+    variance = math.fsum(float(task.var(ddof=1)) / len(task) for task in of_queries if len(task) > 1) / len(tasks) ** 2
+    half = 100.0 * math.hypot(_of_seeds(of_seeds), NORMAL * math.sqrt(variance))
+    mean = 100.0 * float(of_seeds.mean())
+    return Interval(mean=mean, low=mean - half, high=mean + half)
 
 
-@functools.lru_cache(maxsize=4)  # about 30 MB each for 2,000 queries; a page asks for hundreds of intervals of few shapes
-def _draws(num_seeds: int, num_queries: tuple[int, ...], num_draws: int, seed: int) -> tuple[NDArray[np.float64], tuple[NDArray[np.float64], ...]]:
-    """How often each draw takes each seed, and of each task each query; rows are draws."""
-    rng = np.random.default_rng(seed)
-    seeds, *queries = (rng.multinomial(count, np.full(count, 1.0 / count), size=num_draws).astype(np.float64) for count in (num_seeds, *num_queries))
-    return seeds, tuple(queries)
+def _of_seeds(means: NDArray[np.float64]) -> float:
+    number = len(means)
+    if number == 1:
+        return 0.0
+    return STUDENT[min(number - 1, len(STUDENT)) - 1] * float(means.std(ddof=1)) / math.sqrt(number)
 
 
 def _shape(tasks: Sequence[NDArray[np.float64]]) -> str:

@@ -108,6 +108,7 @@ def python_block(name: str, **replacements: Path) -> str:
     return code
 
 
+@pytest.mark.slow
 def test_the_documents_python_runs_in_a_process_of_its_own(tiny_model: DualLoRAModel, tiny_backbone_path: Path, tmp_path: Path) -> None:
     bundle, picture = tmp_path / "bundle", tmp_path / "picture.png"
     save_bundle(tiny_model, bundle, provenance={}, backbone_path=tiny_backbone_path)
@@ -126,6 +127,7 @@ def test_other_libraries_lines_are_those_that_their_tests_run(library: str) -> N
     assert "```python\n" + "\n".join(lines) + "\n```" in re.sub(r"\n\n+", "\n", TEXTS["README.md"])
 
 
+@pytest.mark.slow
 def test_the_commands_of_twn_run_one_after_the_other(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "photos").mkdir()
     for number, colour in enumerate(("red", "green", "blue")):

@@ -14,11 +14,14 @@ from experiments.command_line import CONFIG
 from experiments.record import RunRecord
 from experiments.results_page import numbers
 from experiments.results_page.collection import Collection
-from experiments.results_page.words import cell, change, listed, number, percent, signed, table
+from experiments.results_page.words import cell, change, commits, listed, number, percent, signed, table
 from experiments.runs import CONFIGS, STEPS
 from experiments.statistics import Interval, interval, paired_interval
+from twn_lightning.configs.load import load_config
 
 RIVALS = "rivals"
+WIDE = ("dual_lora", "detached_wide")
+"""Ablation and variant: TWN whose reasoning adapter has the rank and learning rate of the adapter that some rivals share."""
 HIT = "hit@1"
 TOKEN_ACCURACIES = ("cot_sft/val_token_accuracy", "cot_sft/token_accuracy")
 """Curves of which the last value stands for generation: the first that all records hold."""
@@ -55,9 +58,15 @@ def compared(collection: Collection, ablation: str, modes: Sequence[str] = ("nev
 
 def command(collection: Collection, names: Sequence[str]) -> str:
     """What trains a group's base runs and the ablations named; a config that is called as the base run is the one that it was made with."""
-    own = f"--config {collection.name} " if collection.name != CONFIG and (CONFIGS / f"{collection.name}.yaml").is_file() else ""
+    config = _config(collection)
+    own = f"--config {config} " if config != CONFIG else ""
     seeds = ",".join(str(record.seed) for record in collection.base)
     return f"python -m experiments.sweep {' '.join(names) or 'base'} {own}--run {collection.name} --seeds {seeds}"
+
+
+def _config(collection: Collection) -> str:
+    """The config that a group's runs were made with: that of the base run's name if there is one."""
+    return collection.name if (CONFIGS / f"{collection.name}.yaml").is_file() else CONFIG
 
 
 def base_line(collection: Collection, main: Collection) -> str:
@@ -70,7 +79,9 @@ def base_line(collection: Collection, main: Collection) -> str:
     told = {section: _told(collection, f"stages.{section}.steps") for section in dict.fromkeys(step.section for step in STEPS)}
     steps = [f"{section} {count}" for section, count in told.items() if count]
     parts += [f"steps: {', '.join(steps)}"] if steps else []
-    origin = {"data": _told(collection, "data_revision").partition(",")[0], "commit": _told(collection, "commit")}
+    origin = {"data": ", ".join(sorted({record.provenance.get("data_revision", "").partition(",")[0] for record in collection.records()} - {""}))}
+    for what, key in (("trained at commit", "commit.trained"), ("evaluated at commit", "commit")):
+        origin[what] = commits(record.provenance.get(key, "") for record in collection.records())
     parts += [f"{what} {value}" for what, value in origin.items() if value]
     said = cell("; ".join(parts))
     return (
@@ -94,7 +105,18 @@ def ablation_lines(collection: Collection, ablation: str, rows: Sequence[Compare
     head = ["variant", "settings", "never", "always", "auto", "thinks", "tokens a query", "seeds"]
     lines = [*_introduction(collection, ablation), *table(head, cells, left=2), "", _sentence(ablation, rows)]
     unpaired = sorted(set(collection.ablations[ablation]) - {each.variant for each in rows})
-    return [*lines, f"No seed in common with the base run: {listed(unpaired)}."] if unpaired else lines
+    lines += [f"No seed in common with the base run: {cell(listed(unpaired))}."] if unpaired else []
+    return lines + not_run_lines(collection, ablation)
+
+
+def not_run_lines(collection: Collection, ablation: str) -> list[str]:
+    """Which variants of the ablation the records lack; one whose settings are those of the base run is the base run."""
+    missing = {name: overrides for name, overrides in _settings(ablation).items() if name not in collection.ablations[ablation]}
+    if not missing:
+        return []
+    config = load_config(_config(collection), folder=CONFIGS)
+    names = [name for name, overrides in missing.items() if load_config(_config(collection), folder=CONFIGS, overrides=overrides) != config]
+    return ["", f"Not run: {cell(listed(names))}."] if names else []
 
 
 def side_lines(collection: Collection) -> list[str]:
@@ -113,7 +135,13 @@ def rival_lines(collection: Collection) -> list[str]:
     """Other methods as settings, each in the mode that it would be used in, beside the base in auto."""
     names = collection.task_names()
     rows = [["**TWN (base run)**", "auto", *_rival_figures(collection.base, "auto", names), ""]]
+    wide, wide_base = collection.paired(collection.ablations.get(WIDE[0], {}).get(WIDE[1], ()))
+    if wide:
+        found = numbers.difference(wide_base, "auto", wide, "auto", names)
+        rows.append(["TWN, rank and rate of the shared adapter", "auto", *_rival_figures(wide, "auto", names), change(found)])
+    num_own = len(rows)
     wins: list[str] = []
+    losses: list[str] = []
     for variant, records in collection.ablations[RIVALS].items():
         common, base = collection.paired(records)
         if not common:
@@ -121,12 +149,32 @@ def rival_lines(collection: Collection) -> list[str]:
         mode = _modes().get(variant, "auto")
         found = numbers.difference(base, "auto", common, mode, names)
         rows.append([cell(_like(variant)), mode, *_rival_figures(common, mode, names), change(found)])
-        wins += [f"{_like(variant)} by {signed(found.mean)}"] if found.excludes_zero and found.mean > 0.0 else []
+        if found.excludes_zero:
+            (wins if found.mean > 0.0 else losses).append(f"{_like(variant)} ({signed(found.mean)})")
     head = ["method", "mode", "all", "plain", "composing", "tokens a query", "base less this one"]
-    sentence = f"The base run in auto is above, with an interval that excludes 0: {cell(listed(wins))}."
+    unsettled = len(rows) - num_own - len(wins) - len(losses)
+    sentence = f"With an interval that excludes 0, the base run in auto is above {cell(listed(wins))} and below {cell(listed(losses))}; "
     made_of = [f"* {_like(name)}: `{' '.join(_settings(RIVALS)[name])}`" for name in collection.ablations[RIVALS] if _settings(RIVALS).get(name)]
-    lines = [*table(head, rows, left=2), "", f"{sentence} {len(rows) - 1 - len(wins)} of {len(rows) - 1} are not below it in this sense."]
+    lines = [*table(head, rows, left=2), "", f"{sentence}{unsettled} of {len(rows) - num_own} are not settled."]
+    lines += [*_beside_wide(collection, wide), *not_run_lines(collection, RIVALS)]
     return [*lines, "", "Their settings, beside those of the base run:", "", *made_of] if made_of else lines
+
+
+def _beside_wide(collection: Collection, wide: Sequence[RunRecord]) -> list[str]:
+    """Rivals that have the shared adapter's rank and rate, less TWN with the same."""
+    by_seed, names = {record.seed: record for record in wide}, collection.task_names()
+    own = set(_settings(WIDE[0]).get(WIDE[1], ()))
+    lines = []
+    for variant, records in collection.ablations[RIVALS].items():
+        common = [record for record in records if record.seed in by_seed]
+        if common and own <= set(_settings(RIVALS).get(variant, ())):
+            others, mode = [by_seed[record.seed] for record in common], _modes().get(variant, "auto")
+            found = [change(numbers.difference(common, mode, others, other, names)) for other in ("auto", "always")]
+            lines.append(
+                f"{cell(_like(variant))} has the rank and rate of the shared adapter, which the base run's reasoning adapter has not. Less TWN with "
+                f"the same rank and rate it is {found[0]} against auto and {found[1]} against always."
+            )
+    return ["", *lines] if lines else []
 
 
 NOTHING_LEFT = 0.9
@@ -210,7 +258,7 @@ def _both(records: Sequence[RunRecord], accuracy: Sequence[float], names: number
 
 
 def _joint(records: Sequence[RunRecord], accuracy: Sequence[float], names: numbers.Names) -> list[list[list[float]]]:
-    """The mean of each query's generative metric and its seed's token accuracy, so that both are drawn together."""
+    """The mean of each query's generative metric and its seed's token accuracy, so that one interval holds both."""
     scores = numbers.values(records, "always", names)
     return [[[(value + right) / 2 for value in task] for task in tasks] for tasks, right in zip(scores, accuracy, strict=True)]
 

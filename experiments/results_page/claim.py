@@ -36,7 +36,7 @@ class Verdict:
 
 def verdicts(collection: Collection) -> list[Verdict]:
     """Every claim that the records can be held against."""
-    found = [_auto_is_best(collection), _saves_tokens(collection), *_gate(collection)]
+    found = [_auto_is_best(collection), *_beats_random(collection), _saves_tokens(collection), *_gate(collection)]
     found += [_plain_rate(collection)] if collection.task_names("plain") else []
     found += [_composing_rate(collection)] if collection.task_names("composing") else []
     budget = _budget(collection)
@@ -118,7 +118,7 @@ def _counted(tasks: Sequence[str]) -> str:
 
 
 def gate_lines(collection: Collection) -> list[str]:
-    """The gate's AUROC and calibration error by side, mean and range of the seeds."""
+    """The gate's AUROC, calibration error and Brier skill score by side, mean and range of the seeds."""
     rows = []
     names = collection.task_names()
     for title, side in (("queries and candidates", "both"), ("queries", "query"), ("candidates", "candidate")):
@@ -126,9 +126,9 @@ def gate_lines(collection: Collection) -> list[str]:
         if all(len(each.probability) for each in inputs):
             helped = percent(numbers.mean(float(each.helped.mean()) for each in inputs))
             count = number(numbers.mean(len(each.probability) for each in inputs), 0)
-            ranges = [_seeds([each.auroc() for each in inputs]), _seeds([each.bins().calibration_error for each in inputs])]
-            rows.append([title, count, helped, *ranges])
-    return table(["inputs", "number a seed", "thinking helped", "AUROC", "calibration error"], rows)
+            kinds = ([each.auroc() for each in inputs], [each.bins().calibration_error for each in inputs], [each.brier_skill() for each in inputs])
+            rows.append([title, count, helped, *(_seeds(kind) for kind in kinds)])
+    return table(["inputs", "number a seed", "thinking helped", "AUROC", "calibration error", "Brier skill score"], rows)
 
 
 # --- one function for each claim -----------------------------------------------------------------------------------------------
@@ -147,6 +147,28 @@ def _auto_is_best(collection: Collection) -> Verdict:
         measured=f"{change(found, 2)} points against {better}; {settled}",
         why=f"auto lies {number(-found.mean, 2)} points below {better}; most on {listed(f'{name} ({signed(gap)})' for gap, name in worst)}.",
     )
+
+
+def _beats_random(collection: Collection) -> list[Verdict]:
+    """Empty where the records were not scored at random."""
+    base, names = collection.base, collection.task_names()
+    if not numbers.has_mode(base, "random"):
+        return []
+    found = numbers.difference(base, "auto", base, "random", names)
+    gaps = {name: numbers.score(base, "auto", (name,)) - numbers.score(base, "random", (name,)) for name in names}
+    below = sorted((gap, name) for name, gap in gaps.items() if gap < 0.0)
+    worst = listed(f"{name} ({signed(gap)})" for gap, name in below[:NUM_NAMED])
+    where = f" It is below random on {len(below)} of {len(names)} tasks, most on {worst}." if below else ""
+    settled = "above 0, but its interval includes 0" if found.mean > 0.0 else "not above 0"
+    return [
+        Verdict(
+            claim="auto beats a random choice of as many inputs within each task",
+            holds=found.mean > 0.0 and found.excludes_zero,
+            measured=f"{change(found, 2)} points",
+            why=f"the difference is {settled}: beyond the task and its side, the records do not show that the gate knows which input to think on."
+            f"{where}",
+        )
+    ]
 
 
 def _saves_tokens(collection: Collection) -> Verdict:
@@ -191,7 +213,7 @@ def _gate(collection: Collection) -> list[Verdict]:
         Verdict(
             claim=f"the gate's calibration error ≤ {number(CALIBRATION, 2)}",
             holds=round(error, 3) <= CALIBRATION,
-            measured=_seeds(errors),
+            measured=f"{_seeds(errors)}; Brier skill score {_seeds([each.brier_skill() for each in inputs])}",
             why=f"it is {number(error - CALIBRATION, 3)} too high; what the gate says lies furthest from what happens on {listed(said[:NUM_NAMED])}.",
         ),
     ]

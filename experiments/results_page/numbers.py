@@ -111,6 +111,13 @@ class GateInputs:
         below, not_above = np.searchsorted(negative, positive, side="left"), np.searchsorted(negative, positive, side="right")
         return float((below + not_above).mean() / (2 * len(negative)))
 
+    def brier_skill(self) -> float:
+        """1 - Brier score / Brier score of always saying the share that thinking helped; at most 1, 0 is no better; NaN if all inputs are alike."""
+        share = float(self.helped.mean()) if len(self.helped) else 0.0
+        if share in (0.0, 1.0):
+            return math.nan
+        return 1.0 - float(((self.probability - self.helped) ** 2).mean()) / (share * (1.0 - share))
+
     def bins(self) -> GateBins:
         """The numbers of a reliability diagram in bins of equal width."""
         index = np.clip((self.probability * NUM_BINS).astype(int), 0, NUM_BINS - 1)

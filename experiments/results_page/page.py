@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from experiments.results_page import ablations, claim, examples, numbers, pictures
 from experiments.results_page.ablations import Compared
 from experiments.results_page.collection import Collection
-from experiments.results_page.words import cell, change, listed, number, percent, table, with_interval
+from experiments.results_page.words import cell, change, commits, listed, number, percent, table, with_interval
 
 INTRODUCTION = """\
 <!-- Written by `python -m experiments.results_page` from the records in docs/results/records; changes by hand are lost. -->
@@ -21,12 +21,13 @@ When does thinking help an embedding? Every figure, picture and sentence below i
 
 * **Score**: 0 to 100, the mean over test tasks of each task's metric; a tie counts against the model.
 * **Think modes**: *never*, *always*: no input thinks, or all queries and candidates do. *auto*: the gate decides for each input. *oracle*: for
-  each query the better of never and always. *random*: in each task and on each of its sides, as many inputs think as under auto, chosen at random:
-  what auto has over it is what the gate knows of single inputs, beyond their task. *confidence*: in each task as many queries think as under auto,
-  those with the smallest margin between their two best candidates; candidates as under auto.
+  each query the better of never and always; one query that is better with thinking makes all of its task's candidates think. *random*: in each
+  task and on each of its sides, as many inputs think as under auto, chosen at random: what auto has over it is what the gate knows of single
+  inputs, beyond their task. *confidence*: in each task as many queries think as under auto, those with the smallest margin between their two best
+  candidates; candidates as under auto.
 * **Tokens a query**: reasoning tokens of all queries and candidates, each candidate once, divided by the number of queries.
-* **[low, high]**: 95 % interval of a bootstrap over seeds and test queries; differences are paired by seed and query. A difference in **bold** has
-  an interval that excludes 0.
+* **[low, high]**: 95 % interval over seeds (Student's t of their means) and test queries (standard error), added as squares; of one seed over
+  queries alone. Differences are paired by seed and query. A difference in **bold** has an interval that excludes 0.
 * **Plain and composing** tasks were named before any run: on composing ones thinking should pay, on plain ones it should not be needed."""
 
 
@@ -123,10 +124,12 @@ def _runs(page: Page, collection: Collection, others: Sequence[Collection]) -> N
         ["records", _counted(collection)],
         ["test tasks", f"{len(base[0].tasks)} with {collection.num_queries():,} queries"],
         *(
+            [title, cell(commits(record.provenance.get(key, "") for record in collection.records()))]
+            for title, key in (("trained at commit", "commit.trained"), ("evaluated at commit", "commit"))
+        ),
+        *(
             [title, _told(collection, key)]
             for title, key in (
-                ("trained at commit", "commit.trained"),
-                ("evaluated at commit", "commit"),
                 ("data", "data_revision"),
                 ("machine", "platform"),
                 ("device", "device"),
@@ -147,7 +150,7 @@ def _runs(page: Page, collection: Collection, others: Sequence[Collection]) -> N
     ]
     page.add(*table(["what", "value"], [row for row in rows if row[1]], left=2))
     if len(base) == 1:
-        page.add("There is one seed, so that the intervals hold the spread over test queries alone.")
+        page.add("There is one seed, so that the intervals hold the spread over test queries alone: seeds are not in them.")
     again = [
         f"{ablations.command(group, [name for name in group.ablations if name.isidentifier()])} --collect   # trains"
         for group in (collection, *others)
@@ -248,7 +251,10 @@ def _gate(page: Page, collection: Collection) -> None:
     margin, dead_zone = numbers.label_rule(collection.base[0])
     page.add(
         f"An input counts as helped if its own thought gains more than {number(margin, 2)} nats. Gains closer than {number(dead_zone, 2)} nats to 0 "
-        "are left out, as when the gate was trained. Inputs: all queries, and all candidates that some query is to find."
+        "are left out, as when the gate was trained. Inputs: all queries, and all candidates that some query is to find. The threshold is the "
+        "cheapest whose score on the validation tasks lies within `stages.gate.tolerance` of the best, not the probability from which a gain is "
+        "likelier than not. Brier skill score: 1 less the gate's Brier score as a share of that of always saying how often thinking helped; 1 is "
+        "perfect, 0 no better than that, below 0 worse."
     )
     page.add(*claim.gate_lines(collection))
     caption = "The gate's probability against how often thinking helped, with the number of inputs in each bin"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from experiments.statistics import Interval
@@ -43,6 +44,23 @@ def listed(parts: Iterable[str], *, none: str = "none") -> str:
     if not words:
         return none
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def commits(named: Iterable[str]) -> str:
+    """Commits, each once and in 8 digits, with the number of records that name it where others do not; empty if none is named.
+
+    Args:
+        named: What each record says: commits with ", " between, "-dirty" behind one with uncommitted changes; empty where it says nothing.
+    """
+    of_records = [dict.fromkeys(part for part in text.split(", ") if part) for text in named]
+    counts = Counter(commit for found in of_records for commit in found)
+    some = {name: f" ({count} of {len(of_records)} records)" for name, count in counts.items() if count < len(of_records)}
+    return ", ".join(f"{_commit(name)}{some.get(name, '')}" for name in counts)
+
+
+def _commit(name: str) -> str:
+    plain = name.removesuffix("-dirty")
+    return plain[:8] + (" with uncommitted changes" if plain != name else "")
 
 
 def cell(text: str) -> str:

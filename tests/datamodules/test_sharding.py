@@ -57,6 +57,7 @@ def assert_same(one: PairBatch, other: PairBatch) -> None:
     assert torch.equal(one.positive_hash, other.positive_hash)
 
 
+@pytest.mark.slow
 def test_every_source_gives_the_same_batches_with_0_2_and_4_workers(opened: dict[str, PairSource], processor: Processor) -> None:
     alone = batches(list(opened.values()), processor, batch_size=2, length=64)
     for num_workers in (2, 4):

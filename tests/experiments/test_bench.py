@@ -30,6 +30,8 @@ from twn_lightning.models.adapters import use_adapter
 from twn_lightning.models.columns import appended
 from twn_lightning.models.dual_lora import DualLoRAModel
 
+pytestmark = pytest.mark.slow
+
 TINY = Size(
     rounds=1,
     inputs=6,

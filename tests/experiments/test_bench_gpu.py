@@ -20,6 +20,8 @@ from twn_lightning.models.adapters import LoraSpec
 from twn_lightning.models.backbones import load_backbone
 from twn_lightning.models.dual_lora import DualLoRAModel
 
+pytestmark = pytest.mark.slow
+
 SMALL = Load(prompt_tokens=40, thought_tokens=6, group_size=2, picture=64, chunk=2)
 ARGUMENTS = ["--device", "cpu", "--shrink", "--dtype", "float32", "--batch-sizes", "2", "--rounds", "1"]
 ARGUMENTS += ["--prompt-tokens", "40", "--thought-tokens", "6", "--group-size", "2", "--picture", "64", "--chunk", "1"]

@@ -25,6 +25,7 @@ def test_every_task_has_a_card_with_its_number_of_candidates(figure: Figure) -> 
     assert cards["PageByName"].texts[-1].get_text() == "positive, 1 of 352"
 
 
+@pytest.mark.slow
 def test_the_picture_is_small_and_the_same_every_time(tmp_path: Path) -> None:
     first, again = tmp_path / "first.png", tmp_path / "again.png"
     for path in (first, again):

@@ -32,6 +32,8 @@ from twn_lightning.errors import CheckpointError, ConfigError, DataError
 from twn_lightning.evaluation.report import Report
 from twn_lightning.models.dual_lora import DualLoRAModel
 
+pytestmark = pytest.mark.slow
+
 TASKS = ("OK-VQA", "FashionIQ", "MSVD", "QVHighlight", "VisRAG_ChartQA", "ViDoSeek-page")
 
 

@@ -103,6 +103,7 @@ def test_every_kind_is_measured_and_drawings_in_each_style_apart() -> None:
         assert picture.tobytes() == render.object_picture(concept, style).tobytes()
 
 
+@pytest.mark.slow
 def test_pretraining_stopped_and_resumed_equals_pretraining_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain_backbone, "BATCH_SIZE", 2)
     monkeypatch.setattr(pretrain_backbone, "VALIDATE_EVERY", 2)

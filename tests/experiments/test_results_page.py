@@ -68,6 +68,30 @@ def test_verdicts_on_tokens_and_think_rates_flip_at_their_bounds() -> None:
     assert "it is 30.0 points too low; lowest on Composing (queries: 50 %)." in text
 
 
+def random_beside_auto(*random: float) -> str:
+    auto = (1.0, 1.0, 1.0, 0.0)
+    values = {"never": auto, "always": auto, "auto": auto, "random": random}
+    shares = dict.fromkeys(values, 0.5)
+    task = dataclasses.replace(
+        PLAIN, keys=tuple("abcd"), values=values, query_tokens=dict.fromkeys(values, 10), candidate_tokens=dict.fromkeys(values, 10),
+        query_think_rate=shares, candidate_think_rate=shares,
+    )  # fmt: skip
+    return text_of(small_record(task))
+
+
+def test_verdict_on_random_choice_asks_for_an_interval_above_0() -> None:
+    claim = "auto beats a random choice of as many inputs within each task"
+    assert claim not in text_of(small_record(PLAIN, COMPOSING))  # not scored at random
+    assert verdict(random_beside_auto(0.5, 0.5, 0.5, 0.0), claim)[0] == "yes"  # 0.5, 0.5, 0.5, 0: 37.5 ± 24.5
+    text = random_beside_auto(0.75, 1.0, 1.0, 0.0)  # 0.25, 0, 0, 0: 6.25 ± 12.25
+    assert verdict(text, claim) == ("no", "+6.25 [−6.00, 18.50] points")
+    assert "the difference is above 0, but its interval includes 0" in text
+    text = random_beside_auto(1.0, 1.0, 1.0, 1.0)
+    assert verdict(text, claim)[0] == "no"
+    assert "the difference is not above 0" in text
+    assert "It is below random on 1 of 1 tasks, most on Plain (−25.0)." in text
+
+
 def test_composing_think_rate_is_that_of_the_named_side() -> None:
     other_side = dataclasses.replace(COMPOSING, side="candidate", candidate_think_rate={**COMPOSING.candidate_think_rate, "auto": 0.25})
     assert verdict(text_of(small_record(PLAIN, other_side)), "of composing tasks that") == ("no", "25.0 %")
@@ -76,9 +100,9 @@ def test_composing_think_rate_is_that_of_the_named_side() -> None:
 def test_verdicts_on_the_gate_flip_with_its_probabilities() -> None:
     text = text_of(small_record(PLAIN, COMPOSING))
     assert verdict(text, "AUROC") == ("yes", "1.000 over queries and candidates of all tasks")
-    assert verdict(text, "calibration error ≤") == ("no", "0.100")  # says 0.9 and 0.1, where 1 and 0 are right
+    assert verdict(text, "calibration error ≤") == ("no", "0.100; Brier skill score 0.960")  # says 0.9 and 0.1, where 1 and 0 are right
     certain = [dataclasses.replace(task, gate_probability=(1.0, 0.0)) for task in (PLAIN, COMPOSING)]
-    assert verdict(text_of(small_record(*certain)), "calibration error ≤") == ("yes", "0.000")
+    assert verdict(text_of(small_record(*certain)), "calibration error ≤") == ("yes", "0.000; Brier skill score 1.000")
     wrong = dataclasses.replace(PLAIN, gate_probability=(0.1, 0.9))
     text = text_of(small_record(wrong, COMPOSING))
     assert verdict(text, "AUROC") == ("no", "0.500 over queries and candidates of all tasks")  # of 4 pairs: 1 right, 1 wrong, 2 ties
@@ -103,7 +127,7 @@ def test_sections_say_in_a_line_what_the_records_lack() -> None:
         "neither a variant without stage 4", "not scored in oracle, random and confidence", "not scored with one side thinking alone",
     ):  # fmt: skip
         assert missing in text, missing
-    assert "There is one seed" in text
+    assert "There is one seed, so that the intervals hold the spread over test queries alone: seeds are not in them." in text
     assert sorted(page.pictures) == ["gains.png", "reliability.png", "tasks.png", "trade_off.png"]
     assert "There are no records yet." in make_page([]).markdown()
 
@@ -149,6 +173,44 @@ def test_rivals_are_always_called_like_and_compared_in_their_own_mode() -> None:
     assert row(text, "vlm2vec-v2-like")[1:3] == ["never", "25.0"]
     assert row(text, "something-like")[1:3] == ["auto", "75.0"]
     assert row(text, "vlm2vec-v2-like")[-1].strip("*").startswith("+50.0 [")
+    said = "With an interval that excludes 0, the base run in auto is above vlm2vec-v2-like (+50.0) and below none; 1 of 2 are not settled."
+    assert said in text  # half of the plain task's queries move, all of the composing task's
+
+
+def test_a_rival_with_the_rank_of_the_shared_adapter_is_compared_with_twn_of_that_rank() -> None:
+    rivals = [small_record(PLAIN, COMPOSING, ablation="rivals", variant=name) for name in ("ume_r1_like", "embed_rl_like")]
+    wide = small_record(
+        PLAIN, dataclasses.replace(COMPOSING, values={**COMPOSING.values, "auto": (0.5, 0.5)}), ablation="dual_lora", variant="detached_wide"
+    )
+    text = text_of(small_record(PLAIN, COMPOSING), *rivals, wide)
+    found = row(text, "TWN, rank and rate of the shared adapter")
+    assert found[1:3] == ["auto", "50.0"]  # plain 50, composing 50
+    assert found[-1].strip("*").startswith("+25.0 [")
+    # always: plain 0, composing 100; less auto of the wide 50 and 50, and less its always
+    said = "ume-r1-like has the rank and rate of the shared adapter, which the base run's reasoning adapter has not. Less TWN with the same rank"
+    assert f"{said} and rate it is 0.0 [−49.0, 49.0] against auto and 0.0 [0.0, 0.0] against always." in text
+    assert "embed-rl-like has the rank" not in text
+    assert "2 of 2 are not settled." in text  # the row of TWN is no rival
+    assert "rank and rate of the shared adapter" not in text_of(small_record(PLAIN, COMPOSING), *rivals)
+
+
+def test_variants_without_records_are_named_and_the_base_run_is_not_one_of_them() -> None:
+    variants = [small_record(PLAIN, COMPOSING, ablation=name, variant=variant) for name, variant in (("queries", "k1"), ("rivals", "ume_r1_like"))]
+    text = text_of(small_record(PLAIN, COMPOSING), *variants)
+    assert "Not run: k2, k4 and last." in text  # k16 is the base run
+    assert "Not run: vlm2vec\\_v2\\_like, think\\_then\\_embed\\_like, embed\\_rl\\_like and mmemb\\_r1\\_like." in text
+    interface = small_record(PLAIN, COMPOSING, ablation="interface", variant="reencode")
+    assert "Not run" not in text_of(small_record(PLAIN, COMPOSING), interface)
+
+
+def test_commits_are_short_counted_and_each_named_once() -> None:
+    first, second = "3636b6e279e19977d4d7e4dc400261fe0f0f7ce7", "3ae90f690c0daee7219d9c46410a75259e18a657-dirty"
+    assert words.commits([first, f"{first}, {second}", f"{first}, {first}"]) == "3636b6e2, 3ae90f69 with uncommitted changes (1 of 3 records)"
+    assert words.commits(["", "abc"]) == "abc (1 of 2 records)"
+    assert words.commits(["", ""]) == ""
+    text = text_of(small_record(PLAIN, COMPOSING, provenance={"commit": first, "commit.trained": f"{first}, {second}"}))
+    assert row(text, "evaluated at commit")[1] == "3636b6e2"
+    assert row(text, "trained at commit")[1] == "3636b6e2, 3ae90f69 with uncommitted changes"
 
 
 def test_seeds_that_only_one_side_has_are_not_compared() -> None:
@@ -190,6 +252,14 @@ def test_auroc_and_calibration_error_equal_their_definitions() -> None:
             error += inside.sum() / 60 * abs(probability[inside].mean() - helped[inside].mean())
     assert inputs.bins().calibration_error == pytest.approx(error)
     assert math.isnan(numbers.GateInputs(probability[:1], helped[:1]).auroc())
+
+
+def test_brier_skill_is_0_for_always_saying_the_share_that_was_helped() -> None:
+    helped = np.array([1.0, 0.0, 0.0, 0.0])
+    assert numbers.GateInputs(np.full(4, 0.25), helped).brier_skill() == pytest.approx(0.0)
+    assert numbers.GateInputs(helped, helped).brier_skill() == 1.0
+    assert numbers.GateInputs(np.array([0.5, 0.5, 0.0, 0.0]), helped).brier_skill() == pytest.approx(1 - 0.125 / 0.1875)
+    assert math.isnan(numbers.GateInputs(helped[:1], helped[:1]).brier_skill())
 
 
 def test_gate_is_judged_by_the_runs_own_margin_and_dead_zone() -> None:

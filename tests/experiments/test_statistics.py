@@ -1,17 +1,21 @@
-"""Intervals by hand, and against draws made one by one."""
+"""Intervals by hand, and how often they hold the truth."""
 
-import itertools
+import math
 
 import numpy as np
 import pytest
 
-from experiments.statistics import Interval, interval, paired_interval
+from experiments.statistics import NORMAL, STUDENT, Interval, interval, paired_interval
 from twn_lightning.errors import DataError
 
 
 def random_values(seed: int, *sizes: int, num_seeds: int = 3) -> list[list[list[float]]]:
     rng = np.random.default_rng(seed)
     return [[rng.random(size).tolist() for size in sizes] for _ in range(num_seeds)]
+
+
+def ends(found: Interval) -> tuple[float, float, float]:
+    return found.mean, found.low, found.high
 
 
 def test_each_task_counts_as_much() -> None:
@@ -29,54 +33,57 @@ def test_a_constant_shift_has_no_width_when_paired() -> None:
     values = random_values(1, 4, 7)
     shifted = [[[value + 0.1 for value in task] for task in tasks] for tasks in values]
     found = paired_interval(shifted, values)
-    assert (found.mean, found.low, found.high) == pytest.approx((10.0, 10.0, 10.0))
+    assert ends(found) == pytest.approx((10.0, 10.0, 10.0))
     assert found.excludes_zero
-    alone = interval(values)
-    assert alone.high - alone.low > 10.0
+    assert interval(values).half_width > 5.0
 
 
-def test_the_interval_of_two_queries_by_hand() -> None:
-    """Means of two draws from (0, 1): 0 and 1 in a quarter of all draws each, so both ends are in the 2.5 % tails."""
-    assert interval([[[0.0, 1.0]]]) == Interval(50.0, 0.0, 100.0)
+def test_one_seed_gives_the_part_of_the_queries_alone() -> None:
+    """Two tasks: variances 1/3 of 4 queries and 0 of 2, so (1/3 / 4) / 2² for their mean."""
+    found = interval([[[0.0, 1.0, 0.0, 1.0], [0.5, 0.5]]])
+    half = 100 * 1.96 * math.sqrt(1 / 48)
+    assert ends(found) == pytest.approx((50.0, 50.0 - half, 50.0 + half))
 
 
-def test_two_seeds_are_drawn_as_a_whole() -> None:
-    """Both seeds' queries agree within the seed, so that only the draw of seeds moves the mean: 0, 50 or 100."""
-    assert interval([[[0.0] * 50], [[1.0] * 50]]) == Interval(50.0, 0.0, 100.0)
+def test_two_seeds_without_noise_of_queries_give_the_part_of_the_seeds_alone() -> None:
+    """Seeds at 49 and 51: standard error 1, times Student's t of one degree of freedom."""
+    found = interval([[[0.49] * 50], [[0.51] * 50]])
+    assert ends(found) == pytest.approx((50.0, 50.0 - 12.706, 50.0 + 12.706))
 
 
-def test_as_likely_as_every_possible_draw() -> None:
-    """Exact distribution: every choice of seeds, and of queries (the same for all seeds), counted out."""
-    values = [[[0.1, 0.6, 1.0]], [[0.3, 0.0, 0.9]]]
-    means = [
-        100 * float(np.mean([values[seed][0][query] for seed in seeds for query in queries]))
-        for seeds in itertools.product(range(2), repeat=2)
-        for queries in itertools.product(range(3), repeat=3)
-    ]
-    expected = np.quantile(means, [0.025, 0.975], method="inverted_cdf")
-    found = interval(values, num_draws=20_000)
-    assert [found.low, found.high] == pytest.approx(list(expected), abs=1.5)
+def test_the_parts_of_seeds_and_queries_add_as_squares() -> None:
+    values = [[[0.2, 0.4]], [[0.4, 0.8]], [[0.6, 0.6]]]  # seeds 0.3, 0.6, 0.6; queries 0.4 and 0.6
+    seeds, queries = 4.303 * 100 * math.sqrt(0.03 / 3), 1.96 * 100 * math.sqrt(0.02 / 2)
+    found = paired_interval(values, [[[0.0, 0.0]]] * 3)
+    assert ends(found) == pytest.approx((50.0, 50.0 - math.hypot(seeds, queries), 50.0 + math.hypot(seeds, queries)))
 
 
-def test_as_a_slow_reference_draws() -> None:
-    values = random_values(2, 20, 30)
-    rng = np.random.default_rng(5)
-    means = []
-    for _ in range(1500):
-        seeds = rng.integers(0, 3, 3)
-        of_tasks = []
-        for task, size in ((0, 20), (1, 30)):
-            queries = rng.integers(0, size, size)
-            of_tasks.append(np.mean([[values[seed][task][query] for query in queries] for seed in seeds]))
-        means.append(100 * float(np.mean(of_tasks)))
+def test_scores_end_at_0_and_100_and_differences_do_not() -> None:
+    values = [[[1.0, 0.0]], [[1.0, 1.0]]]
     found = interval(values)
-    assert [found.low, found.high] == pytest.approx(np.quantile(means, [0.025, 0.975]).tolist(), abs=0.6)
+    assert (found.mean, found.low, found.high) == (75.0, 0.0, 100.0)
+    assert found.half_width == 75.0
+    assert paired_interval(values, [[[0.0, 0.0]]] * 2).high > 100.0
 
 
-def test_the_same_draws_every_time() -> None:
-    values = random_values(3, 6)
-    assert interval(values) == interval(values)
-    assert interval(values, seed=1) != interval(values)
+@pytest.mark.parametrize("num_seeds", [2, 3])
+def test_the_interval_holds_the_truth_19_times_of_20_where_seeds_differ_more_than_queries(num_seeds: int) -> None:
+    rng, num_trials, truth, held = np.random.default_rng(num_seeds), 1000, 0.5, 0
+    for _ in range(num_trials):
+        queries, shifts = rng.normal(truth, 0.1, (2, 40)), rng.normal(0.0, 0.05, (num_seeds, 2, 1))  # standard errors: 0.011; 0.035 / √seeds
+        found = interval((queries + shifts + rng.normal(0.0, 0.05, (num_seeds, 2, 40))).tolist())
+        held += found.low <= 100 * truth <= found.high
+    assert held / num_trials >= 0.93
+
+
+def test_quantiles_are_those_of_students_t() -> None:
+    """Of the area below each quantile 97.5 % lie: half, and what a trapezium rule finds from 0 to it."""
+    for freedom, quantile in enumerate(STUDENT, start=1):
+        density = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
+        x = np.linspace(0.0, quantile, 20_001)
+        area = float(np.trapezoid(density * (1 + x**2 / freedom) ** (-(freedom + 1) / 2), x))
+        assert area == pytest.approx(0.475, abs=3e-5), freedom
+    assert 0.5 * math.erf(NORMAL / math.sqrt(2)) == pytest.approx(0.475, abs=3e-5)
 
 
 @pytest.mark.parametrize("values", [[], [[]], [[[]]], [[[1.0]], [[1.0, 0.0]]]])
@@ -88,22 +95,3 @@ def test_what_cannot_be_averaged_is_refused(values: list[list[list[float]]]) -> 
 def test_a_pair_needs_the_same_queries() -> None:
     with pytest.raises(DataError, match="one has 1 seeds, 1 tasks and 2 queries, the other 1 seeds, 1 tasks and 3 queries"):
         paired_interval([[[1.0, 0.0]]], [[[1.0, 0.0, 0.0]]])
-
-
-def test_shared_draws_are_those_of_a_fresh_generator() -> None:
-    """Counts drawn anew for every interval, seeds first and then each task's queries, give the same bits; another shape between changes nothing."""
-
-    def drawn_anew(values: list[list[list[float]]]) -> Interval:
-        rng, num_seeds = np.random.default_rng(2605), len(values)
-        seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=2000)
-        total = np.zeros(2000)
-        for task in (np.array(task) for task in zip(*values, strict=True)):
-            size = task.shape[1]
-            total += ((rng.multinomial(size, np.full(size, 1 / size), size=2000) @ task.T) * seeds).sum(axis=1) / (size * num_seeds)
-        low, high = np.quantile(100 * total / len(values[0]), [0.025, 0.975])
-        return Interval(found.mean, float(low), float(high))
-
-    first, second = random_values(4, 8, 5), random_values(5, 8, 5)
-    for values in (first, random_values(6, 3, num_seeds=2), second, first):
-        found = interval(values)
-        assert found == drawn_anew(values)

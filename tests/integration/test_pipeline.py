@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from experiments import gating, pipeline
 from experiments.pipeline import run_pipeline
-from experiments.runs import CONFIGS, STEPS, RunFolder, done_numbers
+from experiments.runs import CONFIGS, STEPS, RunFolder, Step, done_numbers
 from experiments.tracking import store_uri
 from twn_lightning.checkpoints import load_bundle
 from twn_lightning.configs.load import load_config
@@ -75,6 +75,10 @@ def test_mlflow_holds_a_parent_and_a_child_for_each_step(finished_run: RunConfig
     assert child.data.tags["mlflow.parentRunId"] == runs[""]
     assert {"grpo/reward", "grpo/kl", "grpo/reward_retrieval", "grpo/loss"} <= set(child.data.metrics)
     assert {"bundle", "samples"} <= {file.path for file in client.list_artifacts(runs["grpo"])}
+    for name in ("gate", "gate_refit"):
+        steps = [metric.step for metric in client.get_metric_history(runs[name], "gate_curve/quality")]
+        assert (steps[0], steps[-1]) == (100, 0)  # per cent of the tokens that always thinking costs
+        assert "gate/chosen_reasoning_tokens" in client.get_run(runs[name]).data.metrics
 
 
 def test_a_second_call_trains_nothing_and_shows_the_table(
@@ -191,6 +195,24 @@ def test_stages_left_out_hand_on_and_equal_steps_are_taken_over(
     gates = [json.loads((run.bundle(STEPS[number]) / "twn_config.json").read_text())["gate"] for run, number in ((whole, 2), (folder, 4))]
     assert gates[0] == gates[1]
     assert (folder.path / "record.json").is_file()
+
+
+def test_steps_of_other_code_are_kept_as_ones_own_but_not_taken_over(
+    finished_run: RunConfig, make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "code_digest", lambda: "of other code")
+    trained: list[str] = []
+
+    def stop(config: RunConfig, step: Step, *args: object, **kwargs: object) -> None:
+        trained.append(step.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run_step", stop)
+    assert run_pipeline(finished_run, "all", share=True) is not None
+    assert trained == []
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(make_config("other_code"), "all", share=True)
+    assert trained == ["contrastive"]
 
 
 def test_with_every_stage_left_out_the_fresh_model_is_evaluated(make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ from twn_lightning.stages.cot_sft import CotSftStage
 from twn_lightning.stages.gate import GateStage
 from twn_lightning.stages.grpo import GrpoSpec, GrpoStage
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 OPTIM = OptimSpec(learning_rate=5e-3, total_steps=STEPS, weight_decay=0.01, warmup_steps=1, schedule="cosine")
 ModelMaker = Callable[..., DualLoRAModel]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from twn_lightning.torchvision_compat import ensure_torchvision
 
 
+@pytest.mark.slow
 def test_torchvision_can_be_imported_afterwards() -> None:
     code = "from twn_lightning.torchvision_compat import ensure_torchvision; ensure_torchvision(); import torchvision.transforms.v2"
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0

@@ -37,6 +37,7 @@ def _drop_rows(file: Path, keep: Callable[[dict[str, object]], bool]) -> None:
     pq.write_table(pa.Table.from_pylist([row for row in table.to_pylist() if keep(row)], schema=table.schema), file)
 
 
+@pytest.mark.slow
 def test_a_whole_tree_has_no_problem(whole_tree: Path) -> None:
     seen: list[tuple[int, int]] = []
     found = check_suite(whole_tree, select([]), open_media=True, progress=lambda done, of: seen.append((done, of)))

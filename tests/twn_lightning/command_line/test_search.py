@@ -12,6 +12,8 @@ import torch
 
 from tests.support.index_files import TEXTS
 
+pytestmark = pytest.mark.slow
+
 Twn = Callable[..., tuple[int, str, str]]
 
 

@@ -335,6 +335,7 @@ def test_pictures_in_cells_are_handed_over_a_few_at_a_time(encoder: Encoder, tmp
     np.testing.assert_allclose(vectors_in(tmp_path / "out"), vectors_in(tmp_path / "whole"), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_parts(encoder: Encoder, tmp_path: Path, resident_mib: Callable[[], float]) -> None:
     content = io.BytesIO()
     Image.new("RGB", (600, 600), "red").save(content, "bmp")

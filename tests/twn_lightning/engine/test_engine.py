@@ -65,6 +65,7 @@ LIMITS = {
 @pytest.mark.parametrize(
     "settings", [{}, {"interface": "reencode"}, {"embedding": None, "detach": False, "num_queries": 0}], ids=["kv", "reencode", "shared"]
 )
+@pytest.mark.slow
 def test_whatever_runs_together_the_vectors_are_those_of_each_item_alone(
     make_model: MakeModel, make_items: MakeItems, settings: dict[str, object]
 ) -> None:

@@ -57,6 +57,7 @@ def run_rank(folder: Path, backbone: Path) -> None:
     assert world_size() == 1
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_work_and_have_the_vectors_of_one(tiny_backbone_path: Path, tmp_path: Path) -> None:
     model = model_on(tiny_backbone_path)
     parts = encode_all(model, VectorStore(tmp_path / "own", {"bundle": "one"}, width=model.hidden_size), over_ranks=False)

@@ -75,6 +75,7 @@ def test_a_second_row_of_an_id_gets_a_number(tmp_path: Path, caplog: pytest.LogC
         VectorIndex.build(tmp_path / "vectors", tmp_path / "strict", options=BuildOptions(strict=True))
 
 
+@pytest.mark.slow
 def test_the_approximate_search_finds_the_share_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recall, "_ROWS_A_PARTITION", 200)
     vectors = clustered(8000, 32, clusters=80)

@@ -28,6 +28,8 @@ from twn_lightning.models.backbones.base import ProcessorOptions
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.models.outputs import Decoding
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 DECODING = Decoding(max_new_tokens=8)
 QUESTION = {"text": "which country", "instruction": "Find the flag."}
@@ -78,7 +80,6 @@ def check_code(folder: Path, encoder: Encoder, pictures: list[Path], monkeypatch
     assert torch.tensor([names["gate_probability"](**case) for case in cases]).sub(probabilities).abs().max() <= 1e-4
 
 
-@pytest.mark.slow
 def test_the_readmes_code_gives_the_encoders_vectors_where_neither_this_package_nor_peft_can_be_imported(
     tiny_bundle: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
@@ -130,7 +131,6 @@ def test_every_interface_pooling_and_layout_has_its_code(
     check_code(folder, Encoder.from_pretrained(bundle, device="cpu", decoding=DECODING), pictures, monkeypatch)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3_vl_moe", "qwen2_5_vl", "qwen2_vl"])
 def test_every_family_can_be_exported(
     family: str, tiny_backbone_path: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

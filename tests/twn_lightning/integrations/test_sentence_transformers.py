@@ -154,6 +154,7 @@ def test_an_exported_folder_with_its_backbone_works_wherever_it_is(folder: Path,
         SentenceTransformer(str(folder), device="cpu")
 
 
+@pytest.mark.slow
 def test_the_readme_of_an_exported_folder_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(0).save(tmp_path / "bird.png")
     (tmp_path / folder.name).symlink_to(folder)
@@ -163,6 +164,7 @@ def test_the_readme_of_an_exported_folder_runs(folder: Path, tmp_path: Path, mon
     assert names["scores"].shape == (1, 2)
 
 
+@pytest.mark.slow
 def test_the_modules_example_runs(tiny_bundle: Path) -> None:
     lines = re.findall(r"^    (.*)$", str(integration.__doc__), flags=re.MULTILINE)
     assert len(lines) == 4
@@ -181,6 +183,7 @@ def test_without_its_backbone_a_folder_names_it_by_its_whole_path(tiny_bundle: P
         export_sentence_transformers(tiny_bundle, tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_settings_are_given_when_loading_and_kept_when_saving(folder: Path, tmp_path: Path, encoder: Encoder) -> None:
     model = load(folder, think="never", max_prompt_tokens=64)
     model.save_pretrained(str(tmp_path / "again"))
@@ -237,6 +240,7 @@ def test_losses_reach_the_embedding_adapter_and_the_queries_alone_whole_or_in_pi
         assert (pieces[name] - gradient).abs().max() <= 1e-4 * gradient.abs().max()
 
 
+@pytest.mark.slow
 def test_what_the_librarys_trainer_teaches_is_saved_as_a_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
     model = SentenceTransformer(modules=[TwnModule(tiny_bundle, think="never")], device="cpu")
     before = model.encode(["a red dot", picture(0)])

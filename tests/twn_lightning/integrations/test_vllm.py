@@ -27,6 +27,8 @@ from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.models.outputs import Decoding
 from twn_lightning.models.thought_writers import OwnWriter, ThoughtWriter, encode_batch
 
+pytestmark = pytest.mark.slow
+
 ModelMaker = Callable[..., DualLoRAModel]
 ItemMaker = Callable[[int], list[Item]]
 DECODING = Decoding(max_new_tokens=7)
@@ -138,7 +140,6 @@ def test_what_vllm_cannot_serve_is_refused(make_model: ModelMaker, make_items: I
         VllmWriter(model, bundle, memory=0.4)
 
 
-@pytest.mark.slow
 @pytest.mark.ecosystem
 def test_vllm_itself_writes_the_models_own_thoughts(make_items: ItemMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("vllm")

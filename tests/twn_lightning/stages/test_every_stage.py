@@ -18,6 +18,8 @@ from twn_lightning.stages.cot_sft import CotSftStage
 from twn_lightning.stages.gate import GateStage
 from twn_lightning.stages.grpo import GrpoSpec, GrpoStage
 
+pytestmark = pytest.mark.slow
+
 OPTIM = OptimSpec(learning_rate=1e-2, total_steps=10)
 SHORT = Decoding(max_new_tokens=4)
 
