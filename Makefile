@@ -109,8 +109,8 @@ ablation-rivals: $(STAMP)  ## Other methods as settings of the same stages
 ablation-sides: $(STAMP)  ## Which side should think, from the records of finished base runs
 	$(PYTHON) -m experiments.ablation_sides $(SWEPT)
 
-results: $(STAMP)  ## Base runs and all ablations with each seed, their records in docs/results, and the page from them
-	$(SWEEP) base --config $(CONFIG) --profile $(PROFILE) --run $(RUN) --seeds $(SEEDS) --jobs $(JOBS) --collect $(OVERRIDES)
+results: $(STAMP)  ## Base runs, those without stage 4, and all ablations with each seed, their records in docs/results, and the page from them
+	$(SWEEP) stages --variants without_grpo --config $(CONFIG) --profile $(PROFILE) --run $(RUN) --seeds $(SEEDS) --jobs $(JOBS) --collect $(OVERRIDES)
 	$(SWEEP) all $(SWEPT) --collect
 	$(PYTHON) -m experiments.results_page
 

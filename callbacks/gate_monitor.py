@@ -13,7 +13,7 @@ from twn_lightning.batches import GateBatch
 from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.encode import evaluating
 from twn_lightning.losses.gate import self_labels
-from twn_lightning.metrics.gate import auroc, expected_calibration_error, reliability_bins, think_rate
+from twn_lightning.metrics.gate import auroc, expected_calibration_error, reliability_bins
 from twn_lightning.stages.base import StageModule
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class GateMonitor(Callback):
-    """Logs "gate/held_out_think_rate", "…_accuracy", "…_auroc" and "…_ece", and at the end a figure of gains and calibration.
+    """Logs "gate/held_out_auroc" and "gate/held_out_ece", and at the end a figure of gains and calibration.
 
-    AUROC is left out while only one label occurs.
+    Neither needs a threshold, which is chosen once the gate is trained. AUROC is left out while only one label occurs.
 
     Args:
         examples: Held-out examples.
@@ -81,17 +81,13 @@ class GateMonitor(Callback):
         with evaluating(gate):  # without the dropout it trains with
             probability = gate.probability(self.examples.state.to(pl_module.device)).float().cpu()
         kept, labels = probability[self.keep], self.labels[self.keep]
-        metrics = {
-            "gate/held_out_think_rate": think_rate(probability, threshold=gate.threshold),
-            "gate/held_out_accuracy": float(((kept >= gate.threshold) == labels.bool()).float().mean()),
-            "gate/held_out_ece": expected_calibration_error(kept, labels, num_bins=self.num_bins),
-        }
+        metrics = {"gate/held_out_ece": expected_calibration_error(kept, labels, num_bins=self.num_bins)}
         if 0 < int(labels.sum()) < len(labels):
             metrics["gate/held_out_auroc"] = auroc(kept, labels)
         return metrics, probability
 
     def figure(self, probability: Tensor) -> Figure:
-        """Histogram of the gain beside the reliability diagram.
+        """The gate's probability by the gain of thinking, beside the reliability diagram.
 
         Args:
             probability: Of each example, ``(N,)``.
@@ -100,10 +96,8 @@ class GateMonitor(Callback):
 
         figure = Figure(figsize=(9, 3.5), layout="constrained")
         left, right = figure.subplots(1, 2)
-        gains, thinks = self.examples.gain.float(), probability >= 0.5
-        left.hist([gains[thinks].tolist(), gains[~thinks].tolist()], bins=40, stacked=True, label=["gate: think", "gate: do not think"])
-        left.set(xlabel="gain of thinking u_gen - u_disc (nats)", ylabel="examples")
-        left.legend()
+        left.scatter(self.examples.gain.tolist(), probability.tolist(), s=6, alpha=0.4)
+        left.set(xlabel="gain of thinking u_gen - u_disc (nats)", ylabel="gate's probability", ylim=(0, 1))
         bins = reliability_bins(probability[self.keep], self.labels[self.keep], num_bins=self.num_bins)
         filled = bins.count > 0
         right.plot([0, 1], [0, 1], linestyle=":", color="grey")

@@ -147,18 +147,18 @@ def _kind_mean(report: Report, mode: str) -> float:
 
 def _log(report: Report, points: Sequence[SweepPoint], shown: Sequence[SweepPoint], tracking: Tracking) -> None:
     for mode in ("never", "always", "auto", "oracle"):
-        logger = tracking.child(f"ablation_gate/{mode}", {"ablation": "gate", "variant": mode})
+        logger = tracking.child(f"ablation_gate/{mode}", {"ablation": "gate", "variant": mode}, same_settings=True)
         rows = [*report.rows, *(group.row for group in report.groups())]
         logger.log_metrics({f"test/{row.name}/score": dict(row.scores)[mode] for row in rows})
         logger.log_metrics({f"test/{row.name}/tokens_per_query": dict(row.tokens_per_query)[mode] for row in rows})
         logger.finalize("success")
-    sweep = tracking.child("ablation_gate/sweep", {"ablation": "gate", "variant": "threshold sweep"})
+    sweep = tracking.child("ablation_gate/sweep", {"ablation": "gate", "variant": "threshold sweep"}, same_settings=True)
     for number, point in enumerate(points):
         numbers = {f"sweep/{name}": float(value) for name, value in dataclasses.asdict(point).items()}
         sweep.log_metrics(numbers, step=number)
         if point in shown:
             variant = f"threshold_{point.threshold:.4f}"
-            logger = tracking.child(f"ablation_gate/{variant}", {"ablation": "gate", "variant": variant})
+            logger = tracking.child(f"ablation_gate/{variant}", {"ablation": "gate", "variant": variant}, same_settings=True)
             logger.log_metrics(numbers)
             logger.finalize("success")
     sweep.finalize("success")

@@ -3,7 +3,8 @@
 Evaluates the last bundle of a run on the test tasks and prints the table; ``--sides all`` compares thinking on the query side, on the
 candidate side and on both. ``--budget 20``: the gate's threshold is then the one that should spend 20 reasoning tokens a query (those of the
 candidates included, each candidate once), by the curve that was stored when the gate was trained; prints what was asked and what was spent.
-Needs a run with a finished stage; leaves report.json and report.md in the run's folder under evaluation/.
+Needs a run with a finished stage; leaves report.json and report.md in the run's folder under evaluation/, in a folder named after the side, and the
+tasks and evaluation.max_queries if it is not all of them.
 
 On MMEB-V2, in any run's settings: ``--run mini data.suite=mmeb_v2 data.root=FOLDER`` (its files are checked first, before a model is loaded);
 ``--tasks IMG_CLS,MSR-VTT`` chooses tasks and groups of them, ``--skip-missing`` evaluates what is there, and evaluation.profile says how inputs are
@@ -110,13 +111,13 @@ def evaluation_settings(parsed: argparse.Namespace) -> RunConfig:
 
 
 def _suffix(config: RunConfig) -> str:
-    """What tells evaluations of MMEB-V2 apart: the profile, the file of instructions, and which tasks and queries if not all."""
-    if config.data.suite == "mini":
-        return ""
+    """What tells evaluations apart: which tasks and queries, if not all; of MMEB-V2 the profile and the file of instructions too."""
     part = "" if not config.data.tasks else "_" + "+".join(config.data.tasks)
     if len(part) > _LONGEST_NAME:
         part = f"_{hashlib.sha256(part.encode()).hexdigest()[:8]}"
     queries = "" if config.evaluation.max_queries is None else f"_{config.evaluation.max_queries}_queries"
+    if config.data.suite == "mini":
+        return f"{part}{queries}"
     file = config.evaluation.instructions
     wording = f"_{Path(file).stem}-{hashlib.sha256(Path(file).read_bytes()).hexdigest()[:8]}" if file else ""
     return f"_{config.data.suite}_{config.evaluation.profile}{wording}{part}{queries}"
@@ -161,11 +162,11 @@ def evaluate(config: RunConfig, subject: Subject, sides: Sequence[ThinkSides], *
     model.to(inference_device(config))
     store = open_store(config, model, subject, writer)
     origin = {**_origin(config, subject, store, writer), **environment_tags(config), **suite.tags}
-    with Tracking(config, subject.folder, suite.tags).running() as tracking:
-        for side in sides:
+    thresholds = {side: None if budget is None else budget_threshold(model, suite.tasks, budget, think_sides=side) for side in sides}
+    with Tracking(config, subject.folder).running() as tracking:
+        for side, threshold in thresholds.items():
             name = (side if budget is None else f"{side}_budget_{budget:g}") + _suffix(config)
             path = subject.folder / "evaluation" / name
-            threshold = None if budget is None else budget_threshold(model, suite.tasks, budget, think_sides=side)
             results, missing = evaluate_tasks(
                 config,
                 model,
@@ -183,7 +184,7 @@ def evaluate(config: RunConfig, subject: Subject, sides: Sequence[ThinkSides], *
             provenance = {**origin, "think_sides": side, **asked, **missing}
             report = Report.from_results(results, expected=suite.expected, provenance=provenance, wholes=suite.wholes, revisions=suite.revisions)
             write_report(report, path, {})
-            logger = tracking.child("evaluation" if name == "both" else f"evaluation_{name}")
+            logger = tracking.child("evaluation" if name == "both" else f"evaluation_{name}", suite.tags, same_settings=True)
             log_report(report, path, logger)
             logger.finalize("success")
             show_report(report, f"{suite.title}, {subject.title}, thinking side: {side}")

@@ -28,9 +28,10 @@ from twn_lightning.evaluation.task import RetrievalTask
 from twn_lightning.evaluation.task_labels import fold_of, label_task, subject_folds
 from twn_lightning.files import replacing
 from twn_lightning.models.dual_lora import DualLoRAModel
-from twn_lightning.models.gate import threshold_within, tokens_per_query
+from twn_lightning.models.gate import CurvePoint, RoutingGate, threshold_within, tokens_per_query
 
 EXAMPLES = "gate_examples.safetensors"
+_LOGGED = ("quality", "think_rate", "reasoning_tokens")
 CURVE_STEPS = 100
 """Steps of equal cost into which the thresholds of the gate's curve divide what always thinking costs."""
 
@@ -130,7 +131,7 @@ def choose_threshold(config: RunConfig, model: DualLoRAModel, encoded: Sequence[
         model.gate.threshold = model.gate.threshold if fixed is None else fixed
         return []
     encoded = judged_out_of_fold(config, model, encoded, examples) if _learns_from(config, encoded) else judged(encoded, model.gate)
-    points = mean_sweep(encoded, even_thresholds(encoded))
+    points = mean_sweep(encoded, sorted({*even_thresholds(encoded), *([] if fixed is None else [fixed])}))
     model.gate.threshold = cheapest(points, tolerance=config.stages.gate.tolerance).threshold if fixed is None else fixed
     ratio = candidates_per_query([each.task for each in encoded])
     model.gate.curve = [
@@ -162,6 +163,29 @@ def _choose_by_gain(config: RunConfig, model: DualLoRAModel, examples: GateBatch
         }
         for point in fit.curve
     ]
+
+
+def threshold_metrics(gate: RoutingGate) -> dict[str, float]:
+    """The gate's threshold as "gate/threshold", and what its curve says there (`twn_lightning.models.gate.CurvePoint`) as "gate/chosen_quality" etc.
+
+    A threshold that the curve does not hold, such as a fixed one without tasks, stands alone.
+    """
+    here = [point for point in gate.curve if point["threshold"] == gate.threshold]
+    chosen = {f"gate/chosen_{name}": here[0][name] for name in _LOGGED} if here else {}
+    return {"gate/threshold": gate.threshold, **chosen}
+
+
+def curve_metrics(curve: Sequence[CurvePoint]) -> dict[int, dict[str, float]]:
+    """A gate's curve as metrics "gate_curve/threshold", "…/quality" etc., by the percentage of the tokens that always thinking costs.
+
+    Of points of one percentage the one with the highest threshold.
+
+    Args:
+        curve: By rising threshold, from 0.
+    """
+    always = curve[0]["reasoning_tokens"] or 1.0
+    logged = ("threshold", *_LOGGED)
+    return {round(100 * point["reasoning_tokens"] / always): {f"gate_curve/{name}": point[name] for name in logged} for point in curve}
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ from experiments.build import (
     inference_device,
 )
 from experiments.encoded_tasks import EncodedTask, encode_tasks
-from experiments.gating import choose_threshold, gate_examples
+from experiments.gating import choose_threshold, curve_metrics, gate_examples, threshold_metrics
 from experiments.record import RECORD, write_record
 from experiments.results import log_report, make_report, save_report, show_report
-from experiments.runs import STEPS, RunFolder, Step, backbone_digest, num_steps, resolve_backbone
+from experiments.runs import STEPS, RunFolder, Step, backbone_digest, code_digest, num_steps, resolve_backbone
 from experiments.strategy import StrategyMaker, build_strategy, start_ranks
 from experiments.tracking import Tracking, TrackingLogger, environment_tags
 from twn_lightning import __version__
@@ -60,7 +60,7 @@ def run_pipeline(
         config: The run's settings.
         command: "stage1" … "stage4", or "all" for the four and the test tasks.
         given: What the command line gave besides the command, for the hint at what comes next.
-        share: Take over steps that another run in the output folder has finished by the same recipe, instead of training them again.
+        share: Take over steps that another run in the output folder has finished by the same recipe and code, instead of training them again.
         make_strategy: Gives Lightning's strategy for each step.
 
     Returns:
@@ -79,7 +79,7 @@ def run_pipeline(
     log_parameters(model)
     tracking = Tracking(config, folder.path, tags)
     tracking.parent.log_metrics({f"parameters/{name}": value for name, value in model.parameter_report().items()})
-    provenance = {**environment_tags(config), **tags}
+    provenance = {**environment_tags(config), **tags, "code": code_digest()}
     report = None
     with tracking.running():
         for step in STEPS:
@@ -145,7 +145,7 @@ def run_step(
         logger.log_metrics({"seconds": seconds})
         logger.log_artifact(folder.bundle(step))
         logger.log_artifact(folder.path / "config.yaml")
-        folder.finish(step, {"seconds": round(seconds, 1), "recipe": folder.recipe(step, _made_of(config, provenance))})
+        folder.finish(step, {"seconds": round(seconds, 1), **_origin(config, step, folder, provenance)})
         logger.finalize("success")
     barrier()
     return model
@@ -160,15 +160,15 @@ def skip_step(config: RunConfig, step: Step, model: DualLoRAModel, folder: RunFo
             folder.begin(step)
             _start_from(model, step, folder)
             _save(config, step, model, folder, provenance)
-            folder.finish(step, {"seconds": 0.0, "left_out": "true", "recipe": folder.recipe(step, _made_of(config, provenance))})
+            folder.finish(step, {"seconds": 0.0, "left_out": "true", **_origin(config, step, folder, provenance)})
 
 
 def take_over(config: RunConfig, step: Step, folder: RunFolder, provenance: Mapping[str, str]) -> bool:
     """Whether another run had finished this very step, which is now in the run's folder too (arguments as in `run_step`)."""
     with rank_zero_first():
-        origin = folder.share(step, folder.recipe(step, _made_of(config, provenance))) if rank() == 0 else None
+        origin = folder.share(step, **_origin(config, step, folder, provenance)) if rank() == 0 else None
     if origin is not None:
-        log.info("%s: taken over from run %s, made by the same settings", step.title, origin)
+        log.info("%s: taken over from run %s, made by the same settings and code", step.title, origin)
     return folder.is_done(step)
 
 
@@ -232,7 +232,7 @@ def final_report(config: RunConfig, model: DualLoRAModel, folder: RunFolder, tra
     ]
     report = make_report(tasks, results, {"run": config.name, **settings, **environment_tags(config), **data_tags(config)})
     save_report(report, tasks, results, folder.path, {})
-    logger = tracking.child("evaluation")
+    logger = tracking.child("evaluation", same_settings=True)
     log_report(report, folder.path, logger, tracking.parent)
     logger.log_artifact(write_record(config, model, folder, tasks, encoded, report, tracking))
     logger.finalize("success")
@@ -277,9 +277,11 @@ def _whole_again(config: RunConfig, step: Step, model: DualLoRAModel, folder: Ru
     return model
 
 
-def _made_of(config: RunConfig, provenance: Mapping[str, str]) -> dict[str, str]:
+def _origin(config: RunConfig, step: Step, folder: RunFolder, provenance: Mapping[str, str]) -> dict[str, str]:
+    """What another run must have in common to take a step over: see `RunFolder.share`."""
     data = {key: value for key, value in provenance.items() if key == "data_revision" or key.startswith("data.")}
-    return {**data, "backbone": backbone_digest(config.backbone.path), "version": __version__}
+    made_of = {**data, "backbone": backbone_digest(config.backbone.path), "version": __version__}
+    return {"recipe": folder.recipe(step, made_of), "code": folder.code(step, provenance.get("code", ""))}
 
 
 def _gate_material(config: RunConfig, step: Step, model: DualLoRAModel, path: Path) -> tuple[list[EncodedTask], GateBatch | None]:
@@ -302,7 +304,9 @@ def _choose_threshold(config: RunConfig, model: DualLoRAModel, tasks: Sequence[E
     model.to(inference_device(config))
     points = choose_threshold(config, model, tasks, examples)
     log.info("gate threshold %.4f", model.gate.threshold)
-    logger.log_metrics({"gate/threshold": model.gate.threshold})
+    logger.log_metrics(threshold_metrics(model.gate))
+    for percent, numbers in curve_metrics(model.gate.curve).items():
+        logger.log_metrics(numbers, step=percent)
     if points:
         logger.log_figure("figures/quality_against_tokens.png", quality_against_tokens(points, title="validation tasks"))
 

@@ -29,7 +29,7 @@ MAX_POINTS = 120
 BUDGET_STEP = 5
 """Between two budgets of `RunRecord.budgets`, tokens a query."""
 _SWEEP_STEPS = 50
-_GATE_SETTINGS = ("temperature", "margin", "dead_zone")
+_GATE_SETTINGS = ("temperature", "margin", "dead_zone", "tolerance", "labels", "folds")
 
 
 def make_record(

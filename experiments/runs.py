@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -18,6 +19,8 @@ from twn_lightning.configs.load import config_yaml, flatten
 from twn_lightning.configs.run import RunConfig
 from twn_lightning.errors import CheckpointError, ConfigError
 from twn_lightning.files import replacing
+
+log = logging.getLogger(__name__)
 
 CONFIGS = Path(__file__).parent / "configs"
 BACKBONES = Path(__file__).parent / "backbones"
@@ -52,6 +55,14 @@ _SHARED_PREFIXES = ("seed", "backbone.", "model.", "data.", "decoding.", "traine
 _FREE_KEYS = ("data.validation_batches",)
 _RECIPE_KEYS = ("trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes", "evaluation.validation_queries")
 _ENDS_READ = 1 << 20
+MAKERS = (
+    *(f"twn_lightning/{name}" for name in ("evaluation", "losses", "metrics", "models", "rewards", "stages")),
+    *(f"twn_lightning/{name}.py" for name in ("batches", "checkpoints", "distributed", "media", "trainables")),
+    "callbacks",
+    "datamodules",
+    *(f"experiments/{name}.py" for name in ("build", "cross_fit", "encoded_tasks", "gating", "pipeline", "strategy")),
+)
+"""Files, and folders of them, whose Python sources decide what a step makes; not those that only read settings, or show and serve what was made."""
 
 
 def resolve_backbone(path: str) -> Path:
@@ -94,6 +105,20 @@ def backbone_digest(path: str) -> str:
             content.seek(max(0, size - _ENDS_READ))
             digest.update(content.read(_ENDS_READ))
     return digest.hexdigest()
+
+
+def code_digest(root: Path = Path(__file__).parents[1]) -> str:
+    """Digest of the sources of `MAKERS`, as they are on disk.
+
+    Args:
+        root: The folder that the packages lie in.
+    """
+    digest = hashlib.sha256()
+    for maker in MAKERS:
+        path = root / maker
+        for file in [path] if path.suffix else sorted(path.rglob("*.py")):
+            digest.update(f"{file.relative_to(root).as_posix()} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 class RunFolder:
@@ -190,23 +215,39 @@ class RunFolder:
         content = [steps, {key: settings[key] for key in _RECIPE_KEYS}, dict(made_of or {})]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def share(self, step: Step, recipe: str) -> str | None:
-        """Take over a step that another run in the same output folder has finished by the same recipe; files are hard links where that works.
+    def code(self, step: Step, digest: str) -> str:
+        """Digests of the code of a step and of those before it, in their order.
+
+        Args:
+            step: Which one; those before it are finished.
+            digest: Of `code_digest`. For an earlier step that noted none stands the run's own name, so that it equals no other run's.
+        """
+        number = STEPS.index(step)
+        before = done_numbers(self.step(STEPS[number - 1])).get("code", self.config.name) if number else ""
+        return f"{before} {digest}".strip()
+
+    def share(self, step: Step, recipe: str, code: str) -> str | None:
+        """Take over a step that another run in the same output folder has finished by the same recipe and code; its files are hard links if they can.
 
         Args:
             step: Which one.
             recipe: Of `recipe`; a step notes it as it finishes.
+            code: Of `code`; likewise. A step that differs in it alone is not taken over, which is logged.
 
         Returns:
             The run that trained it; None if there is no such step.
         """
         place = self.step(step)
+        by_other_code = []
         for done in sorted(self.path.parent.glob(f"*/{place.name}/done.json")):
             other = done.parent
             if other == place or not (other / "bundle" / "twn_config.json").is_file():
                 continue
             record = done_numbers(other)
             if record.get("recipe") != recipe:
+                continue
+            if record.get("code") != code:
+                by_other_code.append(other.parent.name)
                 continue
             partial = place.with_name(f".{place.name}.sharing")
             shutil.rmtree(partial, ignore_errors=True)
@@ -218,6 +259,10 @@ class RunFolder:
             self.begin(step)
             self.finish(step, {**record, "shared_from": origin})
             return origin
+        if by_other_code:
+            log.info(
+                "%s: not taken over from %s, made by the same settings but by other code; it is trained again", step.title, ", ".join(by_other_code)
+            )
         return None
 
     def finish(self, step: Step, numbers: Mapping[str, float | int | str]) -> None:

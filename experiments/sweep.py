@@ -1,7 +1,8 @@
 """python -m experiments.sweep rivals reward --run mini --seeds 1,2,3 --jobs 2
 
 Trains each variant of the ablations named (or of all; base stands for the base runs alone) with each seed, and prints a table for each
-ablation: mean over seeds and tasks with its 95 % interval, and the difference to the base run, paired by query. A run is
+ablation: mean over seeds and tasks with its 95 % interval, and the difference to the base run, paired by query. ``--variants k1,k16`` trains
+those variants alone. A run is
 ``<run>-<ablation>-<variant>-s<seed>``, the base run ``<run>-s<seed>``, each a process of its own whose output goes to ``train.log`` in its
 folder. Steps that runs have in common are trained once. Ctrl-C stops all of them, the same command goes on, and what is finished is not
 trained again. ``--collect`` copies the records of finished runs to docs/results/records. A base run takes as long as `make train`;
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = new_parser("sweep", __doc__)
     parser.add_argument("--seeds", default="1,2,3", help="seeds, with commas between (default: 1,2,3)")
+    parser.add_argument("--variants", metavar="A,B", help="of the ablations named, these variants alone (default: all)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; several run with one thread each (default: 1)")
     parser.add_argument("--collect", action="store_true", help="copy the records of finished runs to docs/results/records")
     parser.add_argument("--records", type=Path, default=RECORDS, help="where --collect puts them")
@@ -103,6 +105,7 @@ def make_plan(parsed: argparse.Namespace) -> Plan:
     words = [word for word in parsed.overrides if "=" not in word]
     given = [word for word in parsed.overrides if "=" in word]
     ablations, seeds = _ablations(words), _seeds(parsed.seeds)
+    chosen = _chosen(ablations, parsed.variants)
     if parsed.jobs < 1:
         raise ConfigError(f"--jobs is {parsed.jobs}, but it counts runs at a time: choose 1 or more.")
     if any(word.startswith(("seed=", "name=")) for word in given):
@@ -123,7 +126,7 @@ def make_plan(parsed: argparse.Namespace) -> Plan:
     runs: dict[str, dict[str, dict[int, str]]] = {"": {"base": {seed: jobs[seed].name for seed in seeds}}}
     for seed in seeds:
         for ablation in ablations:
-            for variant, overrides in ABLATIONS.get(ablation, {}).items():
+            for variant, overrides in chosen[ablation].items():
                 own = job(f"{base}-{ablation}-{variant}-s{seed}", overrides, seed)
                 is_base = _settings_alone(own.folder.config) == _settings_alone(jobs[seed].folder.config)
                 runs.setdefault(ablation, {}).setdefault(variant, {})[seed] = jobs[seed].name if is_base else own.name
@@ -254,6 +257,23 @@ def _ablations(words: Sequence[str]) -> tuple[str, ...]:
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"There is no ablation {word!r}.{hint} Available: all, base, {', '.join(known)}.")
     return tuple(known) if "all" in words else tuple(dict.fromkeys(word for word in words if word != "base"))
+
+
+def _chosen(ablations: Sequence[str], text: str | None) -> dict[str, dict[str, Sequence[str]]]:
+    """Ablation → variant → overrides, of the variants named with commas between; None for all."""
+    every = {ablation: dict(ABLATIONS.get(ablation, {})) for ablation in ablations}
+    if text is None:
+        return every
+    names = [name.strip() for name in text.split(",")]
+    known = list(dict.fromkeys(variant for variants in every.values() for variant in variants))
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"--variants names {name!r}, which no ablation asked for has.{hint} Available: {', '.join(known) or 'none, since none trains'}."
+            )
+    return {ablation: {name: overrides for name, overrides in variants.items() if name in names} for ablation, variants in every.items()}
 
 
 def _seeds(text: str) -> tuple[int, ...]:

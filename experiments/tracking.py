@@ -86,7 +86,7 @@ class TrackingLogger(Logger):
 
         given = vars(params) if isinstance(params, Namespace) else params
         known = self._client.get_run(self._run_id).data.params
-        fresh = [Param(metric_key(key), str(value)[:_MAX_VALUE]) for key, value in given.items() if metric_key(key) not in known]
+        fresh = [Param(key, value) for key, value in _as_params(given).items() if key not in known]
         for chunk in _chunks(fresh, _MAX_PARAMS):
             self._client.log_batch(self._run_id, params=chunk)
 
@@ -129,6 +129,9 @@ class TrackingLogger(Logger):
 class Tracking:
     """The MLflow runs of one pipeline run; a resumed pipeline goes on in the same ones.
 
+    The parent's tags (environment, and those given) are those of the command that began it; each child's are those of the command that last worked
+    on it.
+
     Args:
         config: The run's settings.
         folder: The run's folder, which keeps the MLflow run ids in ``mlflow.json``.
@@ -144,20 +147,28 @@ class Tracking:
         self._client: MlflowClient | None = None
         self._experiment_id = ""
         self._ids: dict[str, str] = {}
+        self._environment = environment_tags(config)
         if config.tracking.enabled and getattr(rank_zero_only, "rank", 0) == 0:
             self._client, self._experiment_id = _open_store(config)
             self._ids = self._known_ids(self._client)
-        self.parent = self._run("", {"mlflow.runName": config.name, **environment_tags(config), **(tags or {})})
+        self.parent = self._run("", {"mlflow.runName": config.name, **self._environment, **(tags or {})})
 
-    def child(self, name: str, tags: Mapping[str, str] | None = None, *, config: RunConfig | None = None) -> TrackingLogger:
+    def child(
+        self, name: str, tags: Mapping[str, str] | None = None, *, config: RunConfig | None = None, same_settings: bool = False
+    ) -> TrackingLogger:
         """A nested run; the one begun earlier under this name, if there is one.
 
         Args:
             name: Unique within this pipeline run, e.g. a stage's name.
             tags: Tags to set.
             config: Settings to record, if they differ from the pipeline's.
+            same_settings: A run begun under this name with other settings is left as it is, and a new one takes its place: for what is made whole
+                each time, such as an evaluation.
         """
-        return self._run(name, {"mlflow.runName": f"{self._config.name}/{name}", **(tags or {})}, config=config)
+        begun = self._ids.get(name)
+        if same_settings and begun is not None and self._has_other_settings(begun, config or self._config):
+            del self._ids[name]
+        return self._run(name, {"mlflow.runName": f"{self._config.name}/{name}", **self._environment, **(tags or {})}, config=config)
 
     @contextmanager
     def running(self) -> Iterator[Tracking]:
@@ -185,9 +196,14 @@ class Tracking:
         else:
             self._client.update_run(run_id, status="RUNNING")
         logger = TrackingLogger(self._client, run_id, name or self._config.name)
-        logger.set_tags(tags)
+        if name:
+            logger.set_tags(tags)
         logger.log_hyperparams(dict(flatten(config or self._config)))
         return logger
+
+    def _has_other_settings(self, run_id: str, config: RunConfig) -> bool:
+        assert self._client is not None
+        return not _as_params(flatten(config)).items() <= self._client.get_run(run_id).data.params.items()
 
     def _known_ids(self, client: MlflowClient) -> dict[str, str]:
         if not self._ids_file.is_file():
@@ -259,6 +275,11 @@ def commit() -> str:
 def metric_key(key: str) -> str:
     """A name that MLflow takes: letters, digits, ``_ - . : /`` and spaces."""
     return _FORBIDDEN.sub("_", key.replace("@", "_at_"))
+
+
+def _as_params(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings by the names and in the length that MLflow takes."""
+    return {metric_key(key): str(value)[:_MAX_VALUE] for key, value in settings.items()}
 
 
 def store_lock(uri: str) -> FileLock:

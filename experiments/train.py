@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = new_parser("train", __doc__)
     parser.add_argument("stage", help=", ".join(COMMANDS))
-    parser.add_argument("--share", action="store_true", help="take over steps that another run in the output folder finished with the same settings")
+    parser.add_argument("--share", action="store_true", help="take over steps that another run finished with the same settings and code")
     add_settings(parser)
     parsed = parser.parse_intermixed_args(arguments)
     if parsed.stage not in COMMANDS:

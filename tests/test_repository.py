@@ -25,6 +25,14 @@ def test_stage_targets_name_their_own_stage(number: int) -> None:
     assert f"-m experiments.train stage{number} --config mini --profile cpu --run r" in shown
 
 
+def test_the_results_are_made_of_every_record_that_the_page_shows() -> None:
+    """Of the ablations on the main run only the one without stage 4 is trained; its records must be of the same sweep as the base runs'."""
+    shown = subprocess.run(["make", "-n", "results", "SEEDS=1"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "-m experiments.sweep stages --variants without_grpo --config mini --profile cpu --run mini --seeds 1 " in shown
+    records = (ROOT / "docs" / "results" / "records").glob("mini-*.json")
+    assert {path.stem.rpartition("-s")[0] for path in records} == {"mini", "mini-stages-without_grpo"}
+
+
 def test_a_second_install_installs_nothing(tmp_path: Path) -> None:
     first = subprocess.run(["make", "-n", "install", f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     (tmp_path / ".installed").touch()

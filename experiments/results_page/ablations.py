@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -56,12 +57,33 @@ def compared(collection: Collection, ablation: str, modes: Sequence[str] = ("nev
     return found
 
 
-def command(collection: Collection, names: Sequence[str]) -> str:
-    """What trains a group's base runs and the ablations named; a config that is called as the base run is the one that it was made with."""
+def command(collection: Collection, names: Sequence[str], *, variants: Sequence[str] = (), seeds: str = "") -> str:
+    """What trains a group's base runs and the ablations named; a config that is called as the base run is the one that it was made with.
+
+    Args:
+        collection: The group.
+        names: Of ablations; without any, the base runs alone.
+        variants: These alone; without any, all.
+        seeds: With commas between; those of the base runs if empty.
+    """
     config = _config(collection)
     own = f"--config {config} " if config != CONFIG else ""
-    seeds = ",".join(str(record.seed) for record in collection.base)
-    return f"python -m experiments.sweep {' '.join(names) or 'base'} {own}--run {collection.name} --seeds {seeds}"
+    chosen = f"--variants {','.join(variants)} " if variants else ""
+    seeds = seeds or ",".join(str(record.seed) for record in collection.base)
+    return f"python -m experiments.sweep {' '.join(names) or 'base'} {chosen}{own}--run {collection.name} --seeds {seeds}"
+
+
+def commands(collection: Collection) -> list[str]:
+    """What trains a group's base runs and the variants that have records: a command for each choice of seeds."""
+    by_seeds: dict[str, dict[str, list[str]]] = {",".join(str(record.seed) for record in collection.base): {}}
+    for ablation, variants in collection.ablations.items():
+        for variant, records in variants.items():
+            if ablation.isidentifier() and variant.isidentifier():
+                by_seeds.setdefault(",".join(str(record.seed) for record in records), {}).setdefault(ablation, []).append(variant)
+    return [
+        command(collection, list(found), variants=list(dict.fromkeys(itertools.chain.from_iterable(found.values()))), seeds=seeds)
+        for seeds, found in by_seeds.items()
+    ]
 
 
 def _config(collection: Collection) -> str:

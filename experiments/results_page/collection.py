@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiments.record import RunRecord, TaskRecord, read_record
+from experiments.sweep import ABLATIONS
 from twn_lightning.errors import DataError
 
 NEEDED = ("never", "always", "auto")
 """Modes that every record holds; the page leaves out what others lack."""
+_SHARED = ("data_revision", "evaluation.think_sides", "evaluation.validation_queries")
+"""Of the provenance, what must be as in the base run, beside the settings of the stages; what one of the two records lacks is not compared."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ def read_collections(folder: Path) -> tuple[Collection, ...]:
         The main group first: that with most test queries, of equal ones that with most seeds; the others by name. Empty if there is no record.
 
     Raises:
-        DataError: A file is no record, contradicts itself, or was not made on the same test tasks as the others of its group; two are of one seed
-            of one variant; or a group has no base run.
+        DataError: A file is no record, contradicts itself, or was not made on the same test tasks as the others of its group, of the same data and
+            with the same settings but for those of its variant; two are of one seed of one variant; or a group has no base run.
     """
     groups: dict[str, dict[Path, RunRecord]] = {}
     for path in sorted(folder.glob("*.json")):
@@ -84,6 +87,7 @@ def _collection(name: str, found: dict[Path, RunRecord]) -> Collection:
             "of the base run, whose 'ablation' is empty, beside those of its ablations."
         )
     _check_same_suite(found, base)
+    _check_same_settings(found, base)
     ablations: dict[str, dict[str, tuple[RunRecord, ...]]] = {}
     for ablation, variant in sorted({(record.ablation, record.variant) for record in found.values() if record.ablation}):
         members = {path: record for path, record in found.items() if (record.ablation, record.variant) == (ablation, variant)}
@@ -142,3 +146,16 @@ def _check_same_suite(found: dict[Path, RunRecord], base: dict[Path, RunRecord])
                 f"{path} was not made on the same test queries as {first_path} (first difference: task {differing[0]}), so that they cannot be "
                 "compared: evaluate both with the same suite."
             )
+
+
+def _check_same_settings(found: dict[Path, RunRecord], base: dict[Path, RunRecord]) -> None:
+    first_path, first = next(iter(base.items()))
+    for path, record in found.items():
+        own = {override.partition("=")[0] for override in ABLATIONS.get(record.ablation, {}).get(record.variant, ())}
+        for name, given in record.provenance.items():
+            expected = first.provenance.get(name, given)
+            if given != expected and name not in own and (name in _SHARED or name.startswith("stages.")):
+                raise DataError(
+                    f"{path} was made with {name} {given}, but {first_path} with {expected}, so that they cannot be compared: remove the older "
+                    "records, and train both with the same sweep."
+                )

@@ -151,10 +151,7 @@ def _runs(page: Page, collection: Collection, others: Sequence[Collection]) -> N
     page.add(*table(["what", "value"], [row for row in rows if row[1]], left=2))
     if len(base) == 1:
         page.add("There is one seed, so that the intervals hold the spread over test queries alone: seeds are not in them.")
-    again = [
-        f"{ablations.command(group, [name for name in group.ablations if name.isidentifier()])} --collect   # trains"
-        for group in (collection, *others)
-    ]
+    again = [f"{line} --collect   # trains" for group in (collection, *others) for line in ablations.commands(group)]
     page.add("This page from its records, and the records from nothing:", "", "```bash", "python -m experiments.results_page", *again, "```")
 
 

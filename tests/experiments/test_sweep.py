@@ -21,8 +21,9 @@ from twn_lightning.errors import ConfigError, DataError
 MODES = ("never", "always", "auto", "oracle", "random", "confidence", "query", "candidate")
 
 
-def arguments(tmp_path: Path, *words: str, seeds: str = "1", jobs: int = 1, run: str = "base") -> argparse.Namespace:
-    return argparse.Namespace(seeds=seeds, jobs=jobs, config=None, profile="smoke", run=run, overrides=[*words, f"output_dir={tmp_path}"])
+def arguments(tmp_path: Path, *words: str, seeds: str = "1", jobs: int = 1, variants: str | None = None) -> argparse.Namespace:
+    overrides = [*words, f"output_dir={tmp_path}"]
+    return argparse.Namespace(seeds=seeds, jobs=jobs, variants=variants, config=None, profile="smoke", run="base", overrides=overrides)
 
 
 def record(run: str, seed: int, values: dict[str, list[float]]) -> RunRecord:
@@ -72,9 +73,10 @@ class FakeChild:
             return 0
         step = STEPS[waiting[0]]
         recipe = self.job.folder.recipe(step)
-        origin = self.job.folder.share(step, recipe)
+        code = self.job.folder.code(step, "code")
+        origin = self.job.folder.share(step, recipe, code)
         if origin is None:
-            finish_step(self.job.folder, waiting[0], recipe=recipe)
+            finish_step(self.job.folder, waiting[0], recipe=recipe, code=code)
             if num_steps(self.job.folder.config, step):
                 self.trained.append((step.name, recipe))
         return None
@@ -158,6 +160,15 @@ def test_what_cannot_be_swept_is_answered(tmp_path: Path, words: list[str], mess
         make_plan(arguments(tmp_path, *words))
 
 
+def test_a_sweep_trains_the_variants_named_alone(tmp_path: Path) -> None:
+    plan = make_plan(arguments(tmp_path, "stages", "queries", variants="without_grpo, k1"))
+    assert [job.name for job in plan.jobs] == ["base-s1", "base-stages-without_grpo-s1", "base-queries-k1-s1"]
+    with pytest.raises(ConfigError, match=r"--variants names 'without_gpro', .* Did you mean 'without_grpo'\? Available: full, without_contrastive,"):
+        make_plan(arguments(tmp_path, "stages", variants="without_gpro"))
+    with pytest.raises(ConfigError, match="--variants names 'k1', .* Available: none, since none trains"):
+        make_plan(arguments(tmp_path, "sides", variants="k1"))
+
+
 def test_seeds_and_jobs_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--seeds is '1;2'"):
         make_plan(arguments(tmp_path, "interface", seeds="1;2"))
@@ -233,19 +244,20 @@ def test_the_time_left_counts_each_common_step_once(tmp_path: Path) -> None:
 
 
 def test_a_row_by_hand() -> None:
-    """Auto of the variant is 100 and 50, of the base 50 and 50 in the mean of its seeds' queries, paired: 50 and 0."""
+    """Auto of the variant is 100 and 50, of the base 50 and 50 in the mean of its seeds' queries, paired: 50 and 0. Standard error 25, Student's t
+    of one degree of freedom 12.706; a score ends at 0 and at 100."""
     base = {1: record("b1", 1, {mode: [0.5, 0.5] for mode in MODES}), 2: record("b2", 2, {mode: [0.5, 0.5] for mode in MODES})}
     variant = {1: record("v1", 1, {mode: [1.0, 1.0] for mode in MODES}), 2: record("v2", 2, {mode: [0.5, 0.5] for mode in MODES})}
     first, second = compare({"same": base, "other": variant, "absent": {}}, base, modes={})
     assert first.difference is None
     assert second.difference is not None
-    assert (second.difference.mean, second.difference.low, second.difference.high) == pytest.approx((25.0, 0.0, 50.0))
+    assert (second.difference.mean, second.difference.low, second.difference.high) == pytest.approx((25.0, 25.0 - 317.65, 25.0 + 317.65))
     assert second.scores["all"]["auto"].mean == pytest.approx(75.0)
     assert set(second.scores) == {"all", "composing"}
     assert (second.think_rate, second.tokens) == (0.25, 4.0)
-    assert cells(second, ("auto",)) == ["other", "2", "75.0 ± 25.0", "auto", "+25.0 [+0.0, +50.0]", "0.25", "4.0"]
+    assert cells(second, ("auto",)) == ["other", "2", "75.0 ± 75.0", "auto", "+25.0 [-292.6, +342.6]", "0.25", "4.0"]
     assert second.metrics()["difference/mean"] == pytest.approx(25.0)
-    assert second.metrics()["auto/composing/low"] == pytest.approx(50.0)
+    assert second.metrics()["auto/composing/low"] == 0.0
 
 
 def test_modes_of_the_same_runs_are_compared_without_training() -> None:

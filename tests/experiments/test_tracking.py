@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
 from experiments.runs import CONFIGS
-from experiments.tracking import Tracking, device_name, metric_key, store_lock, store_uri
+from experiments.tracking import Tracking, commit, device_name, metric_key, store_lock, store_uri
 from twn_lightning.configs.load import load_config
 from twn_lightning.configs.run import RunConfig
 from twn_lightning.errors import ConfigError
@@ -63,6 +63,28 @@ def test_a_resumed_pipeline_goes_on_in_the_same_runs(config: RunConfig, client: 
     again.log_metrics({"grpo/loss": 0.5}, step=2)
     assert (second.parent.version, again.version) == (first.parent.version, child.version)
     assert [point.step for point in client.get_metric_history(child.version, "grpo/loss")] == [1, 2]
+
+
+def test_an_evaluation_with_other_settings_is_another_run_with_its_own(config: RunConfig, client: MlflowClient, tmp_path: Path) -> None:
+    fewer = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, max_queries=2))
+    runs = [Tracking(given, tmp_path).child("evaluation", same_settings=True).version for given in (config, config, fewer, fewer)]
+    assert (runs[0], runs[2]) == (runs[1], runs[3])
+    found = [client.get_run(run).data.params["evaluation.max_queries"] for run in (runs[0], runs[2])]
+    assert found == ["4", "2"]
+
+
+def test_a_later_command_leaves_the_parents_tags_and_tags_its_own_child(
+    config: RunConfig, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Tracking(config, tmp_path, {"data_revision": "mini"})
+    step = first.child("grpo")
+    monkeypatch.setattr("experiments.tracking.commit", lambda: "later")
+    second = Tracking(config, tmp_path, {"data_revision": "other"})
+    evaluation = second.child("evaluation")
+    parent, before, after = (client.get_run(logger.version).data.tags for logger in (second.parent, step, evaluation))
+    assert second.parent.version == first.parent.version
+    assert (parent["commit"], before["commit"], after["commit"]) == (commit(), commit(), "later")
+    assert parent["data_revision"] == "mini"
 
 
 def test_a_deleted_run_is_replaced(config: RunConfig, client: MlflowClient, tmp_path: Path) -> None:
