@@ -67,6 +67,7 @@ def out_of_fold(config: RunConfig, model: DualLoRAModel, task: EncodedTask, fold
     return judged_out_of_fold(config, model, [task], gate_examples(config, model, folder, [task]))[0].queries.gate_probability
 
 
+@pytest.mark.slow
 def test_what_a_gate_can_know_is_known_out_of_fold_and_noise_is_not(config: RunConfig, tiny_model: DualLoRAModel, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     state = torch.randn(NUM_QUERIES, tiny_model.gate.width, generator=generator)

@@ -215,6 +215,7 @@ def test_steps_of_other_code_are_kept_as_ones_own_but_not_taken_over(
     assert trained == ["contrastive"]
 
 
+@pytest.mark.slow
 def test_with_every_stage_left_out_the_fresh_model_is_evaluated(make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config("fresh", *(f"stages.{name}.steps=0" for name in ("contrastive", "cot_sft", "gate", "grpo")))
     monkeypatch.setattr(pipeline, "run_step", None)

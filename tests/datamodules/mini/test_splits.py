@@ -137,6 +137,7 @@ def test_tasks_whose_subjects_are_trained_are_tested_in_the_second_style_or_othe
     assert styles_drawn == (set() if name == "DigitRead" else {"openmoji"})
 
 
+@pytest.mark.slow
 def test_facts_in_words_are_training_alone_and_show_no_picture() -> None:
     facts = set(load_pairs("train")) - set(TASKS)
     assert facts == {"CapitalOf", "SumOf"}

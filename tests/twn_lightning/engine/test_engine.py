@@ -82,6 +82,7 @@ def test_whatever_runs_together_the_vectors_are_those_of_each_item_alone(
         assert (shuffled.vectors - expected[order]).abs().max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_a_sampled_thought_depends_on_its_prompt_alone(make_model: MakeModel, make_items: MakeItems) -> None:
     items, decoding = make_items(9), Decoding(max_new_tokens=6, temperature=1.0, top_p=0.9)
     for interface in ("kv", "reencode"):

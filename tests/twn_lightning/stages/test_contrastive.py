@@ -58,6 +58,7 @@ def test_a_batch_without_negatives_is_one_of_in_batch_negatives(tiny_model: Dual
     assert without < stage.step(batch).loss
 
 
+@pytest.mark.slow
 def test_training_makes_it_find_its_targets(tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch]) -> None:
     stage = ContrastiveStage(tiny_model, OPTIM, temperature=0.1)
     batch = make_batch(tiny_model, 5)

@@ -100,6 +100,7 @@ def test_a_batch_that_lacks_the_thoughts_of_a_side_is_refused(tiny_model: DualLo
             CotSftStage(tiny_model, OPTIM).step(lacking)
 
 
+@pytest.mark.slow
 def test_training_teaches_thoughts_and_both_embeddings(tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch]) -> None:
     stage = CotSftStage(tiny_model, OPTIM, temperature=0.1)
     batch = make_batch(tiny_model)

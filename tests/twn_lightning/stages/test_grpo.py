@@ -125,6 +125,7 @@ def test_greedy_sampling_and_groups_of_one_are_refused(tiny_model: DualLoRAModel
         GrpoSpec(group_size=1)
 
 
+@pytest.mark.slow
 def test_what_is_rewarded_becomes_more_frequent(tiny_model: DualLoRAModel, make_batch: Callable[..., PairBatch]) -> None:
     stage = stage_of(tiny_model, rewards={"length": 1.0}, group_size=8, kl_weight=0.0, length_target=1)
     batch = make_batch(tiny_model, 2)

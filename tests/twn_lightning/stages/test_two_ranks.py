@@ -41,6 +41,7 @@ def run_rank(name: str, make_model: ModelMaker, pairs: list[Pair], folder: Path)
             torch.save(means, folder / "means.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["contrastive", "cot_sft"])
 def test_two_ranks_of_four_are_one_of_eight(name: str, make_model: ModelMaker, make_pairs: Callable[[int], list[Pair]], tmp_path: Path) -> None:
     pairs = make_pairs(8)

@@ -87,6 +87,7 @@ def test_random_weights_are_those_of_their_seed(tiny_backbone_path: Path, tmp_pa
     assert (half / "model.safetensors").stat().st_size < 0.6 * len(one)
 
 
+@pytest.mark.slow
 def test_the_true_vocabulary_has_rows_that_no_token_uses(tiny_backbone_path: Path, tmp_path: Path) -> None:
     config = shrunk(true_config("qwen2-vl-2b"), num_layers=1, vision_depth=1)
     backbone = load_backbone(save_random(tmp_path / "wide", config, tokenizer_from=tiny_backbone_path))
