@@ -347,7 +347,7 @@ def test_memory_does_not_grow_with_the_parts(encoder: Encoder, tmp_path: Path, r
     source = open_inputs([tmp_path / "rows.parquet"])
     embed_corpus(encoder, source, tmp_path / "out", settings=NEVER, progress=lambda done, total: held.append(resident_mib()))
     assert len(held) == 9
-    assert max(held[3:]) - held[2] < 20  # MiB; the cells of six parts are 62, decoded 82
+    assert max(held[3:]) - held[2] < 40  # MiB; the cells of six parts are 62, decoded 82; a process of many tests wavers by 30
 
 
 def test_settings_are_checked() -> None:
