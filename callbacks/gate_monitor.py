@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.sinks import StepClock, log_figure, log_metrics
 from twn_lightning.batches import GateBatch
 from twn_lightning.errors import ConfigError
-from twn_lightning.evaluation.encode import evaluating
+from twn_lightning.evaluation.routing import gate_probability
 from twn_lightning.losses.gate import self_labels
 from twn_lightning.metrics.gate import auroc, expected_calibration_error, reliability_bins
 from twn_lightning.stages.base import StageModule
@@ -73,13 +72,10 @@ class GateMonitor(Callback):
         if self.figure_name and trainer.loggers and trainer.is_global_zero:
             log_figure(trainer, self.figure_name, self.figure(probability))
 
-    @torch.no_grad()
     def read(self, pl_module: LightningModule) -> tuple[dict[str, float], Tensor]:
         """The metrics now, and each example's probability ``(N,)``."""
         assert isinstance(pl_module, StageModule)
-        gate = pl_module.model.gate
-        with evaluating(gate):  # without the dropout it trains with
-            probability = gate.probability(self.examples.state.to(pl_module.device)).float().cpu()
+        probability = gate_probability(pl_module.model.gate, self.examples.state)
         kept, labels = probability[self.keep], self.labels[self.keep]
         metrics = {"gate/held_out_ece": expected_calibration_error(kept, labels, num_bins=self.num_bins)}
         if 0 < int(labels.sum()) < len(labels):

@@ -17,7 +17,8 @@ from twn_lightning.batches import GateBatch
 from twn_lightning.configs.run import RunConfig
 from twn_lightning.distributed import world_size
 from twn_lightning.errors import ConfigError
-from twn_lightning.evaluation.encode import EncodedItems, evaluating
+from twn_lightning.evaluation.encode import EncodedItems
+from twn_lightning.evaluation.routing import gate_probability
 from twn_lightning.evaluation.task_labels import query_subjects, subject_folds
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.models.gate import RoutingGate
@@ -33,7 +34,7 @@ def judged(encoded: Sequence[EncodedTask], gate: RoutingGate) -> list[EncodedTas
     """
 
     def judge(items: EncodedItems) -> EncodedItems:
-        return dataclasses.replace(items, gate_probability=_probability(gate, items.state))
+        return dataclasses.replace(items, gate_probability=gate_probability(gate, _states(items)))
 
     return [dataclasses.replace(each, queries=judge(each.queries), candidates=judge(each.candidates)) for each in encoded]
 
@@ -57,7 +58,7 @@ def judged_out_of_fold(config: RunConfig, model: DualLoRAModel, encoded: Sequenc
 
     def judge(items: EncodedItems, name: str, subjects: Sequence[str]) -> EncodedItems:
         fold = torch.tensor([folds[name, subject] for subject in subjects])
-        return dataclasses.replace(items, gate_probability=_by_fold(gates, items.state, fold))
+        return dataclasses.replace(items, gate_probability=_by_fold(gates, _states(items), fold))
 
     return [
         dataclasses.replace(
@@ -98,15 +99,14 @@ def fold_gates(config: RunConfig, model: DualLoRAModel, examples: GateBatch) -> 
     return gates
 
 
-def _by_fold(gates: Sequence[RoutingGate], state: Tensor | None, fold: Tensor | None) -> Tensor:
+def _states(items: EncodedItems) -> Tensor:
+    assert items.state is not None, "encode with keep_states=True"
+    return items.state
+
+
+def _by_fold(gates: Sequence[RoutingGate], state: Tensor, fold: Tensor | None) -> Tensor:
     assert fold is not None
-    return torch.stack([_probability(gate, state) for gate in gates]).gather(0, fold[None]).squeeze(0)
-
-
-def _probability(gate: RoutingGate, state: Tensor | None) -> Tensor:
-    assert state is not None, "encode with keep_states=True"
-    with evaluating(gate):
-        return gate.probability(state.to(next(gate.parameters()).device)).cpu()
+    return torch.stack([gate_probability(gate, state) for gate in gates]).gather(0, fold[None]).squeeze(0)
 
 
 def _fitted_gate(config: RunConfig, model: DualLoRAModel, examples: GateBatch, *, seed: int) -> RoutingGate:

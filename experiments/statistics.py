@@ -9,19 +9,12 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri, stdtrit
 
 from twn_lightning.errors import DataError
 
-NORMAL = 1.96
-"""97.5 % quantile of the normal distribution."""
-# fmt: off
-STUDENT = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)
-# fmt: on
-"""97.5 % quantiles of Student's t for 1 to 30 degrees of freedom (NIST/SEMATECH e-Handbook of Statistical Methods, table 1.3.6.7.2); the last also
-stands for more."""
+LEVEL = 0.975
+"""Of the quantiles: 2.5 % of a distribution lie beyond each end of a 95 % interval."""
 PerQuery: TypeAlias = Sequence[Sequence[Sequence[float]]]
 """Of each seed, of each task, the metric of each query, 0 to 1."""
 
@@ -98,7 +91,7 @@ def _interval(tasks: Sequence[NDArray[np.float64]]) -> Interval:
     of_seeds = np.mean([task.mean(axis=1) for task in tasks], axis=0)
     of_queries = [task.mean(axis=0) for task in tasks]
     variance = math.fsum(float(task.var(ddof=1)) / len(task) for task in of_queries if len(task) > 1) / len(tasks) ** 2
-    half = 100.0 * math.hypot(_of_seeds(of_seeds), NORMAL * math.sqrt(variance))
+    half = 100.0 * math.hypot(_of_seeds(of_seeds), float(ndtri(LEVEL)) * math.sqrt(variance))
     mean = 100.0 * float(of_seeds.mean())
     return Interval(mean=mean, low=mean - half, high=mean + half)
 
@@ -107,7 +100,7 @@ def _of_seeds(means: NDArray[np.float64]) -> float:
     number = len(means)
     if number == 1:
         return 0.0
-    return STUDENT[min(number - 1, len(STUDENT)) - 1] * float(means.std(ddof=1)) / math.sqrt(number)
+    return float(stdtrit(number - 1, LEVEL)) * float(means.std(ddof=1)) / math.sqrt(number)
 
 
 def _shape(tasks: Sequence[NDArray[np.float64]]) -> str:

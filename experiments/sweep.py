@@ -253,8 +253,7 @@ def _ablations(words: Sequence[str]) -> tuple[str, ...]:
         raise ConfigError(f"Which ablation? Name some of {', '.join(known)}, or all, or base for the base runs alone.")
     for word in words:
         if word not in (*known, "all", "base"):
-            near = difflib.get_close_matches(word, [*known, "all", "base"], n=1, cutoff=0.5)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = _hint(word, [*known, "all", "base"])
             raise ConfigError(f"There is no ablation {word!r}.{hint} Available: all, base, {', '.join(known)}.")
     return tuple(known) if "all" in words else tuple(dict.fromkeys(word for word in words if word != "base"))
 
@@ -268,12 +267,14 @@ def _chosen(ablations: Sequence[str], text: str | None) -> dict[str, dict[str, S
     known = list(dict.fromkeys(variant for variants in every.values() for variant in variants))
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(
-                f"--variants names {name!r}, which no ablation asked for has.{hint} Available: {', '.join(known) or 'none, since none trains'}."
-            )
+            available = ", ".join(known) or "none, since none trains"
+            raise ConfigError(f"--variants names {name!r}, which no ablation asked for has.{_hint(name, known)} Available: {available}.")
     return {ablation: {name: overrides for name, overrides in variants.items() if name in names} for ablation, variants in every.items()}
+
+
+def _hint(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -245,17 +245,17 @@ def test_the_time_left_counts_each_common_step_once(tmp_path: Path) -> None:
 
 def test_a_row_by_hand() -> None:
     """Auto of the variant is 100 and 50, of the base 50 and 50 in the mean of its seeds' queries, paired: 50 and 0. Standard error 25, Student's t
-    of one degree of freedom 12.706; a score ends at 0 and at 100."""
+    of one degree of freedom 12.7062; a score ends at 0 and at 100."""
     base = {1: record("b1", 1, {mode: [0.5, 0.5] for mode in MODES}), 2: record("b2", 2, {mode: [0.5, 0.5] for mode in MODES})}
     variant = {1: record("v1", 1, {mode: [1.0, 1.0] for mode in MODES}), 2: record("v2", 2, {mode: [0.5, 0.5] for mode in MODES})}
     first, second = compare({"same": base, "other": variant, "absent": {}}, base, modes={})
     assert first.difference is None
     assert second.difference is not None
-    assert (second.difference.mean, second.difference.low, second.difference.high) == pytest.approx((25.0, 25.0 - 317.65, 25.0 + 317.65))
+    assert (second.difference.mean, second.difference.low, second.difference.high) == pytest.approx((25.0, 25.0 - 317.655, 25.0 + 317.655))
     assert second.scores["all"]["auto"].mean == pytest.approx(75.0)
     assert set(second.scores) == {"all", "composing"}
     assert (second.think_rate, second.tokens) == (0.25, 4.0)
-    assert cells(second, ("auto",)) == ["other", "2", "75.0 ± 75.0", "auto", "+25.0 [-292.6, +342.6]", "0.25", "4.0"]
+    assert cells(second, ("auto",)) == ["other", "2", "75.0 ± 75.0", "auto", "+25.0 [-292.7, +342.7]", "0.25", "4.0"]
     assert second.metrics()["difference/mean"] == pytest.approx(25.0)
     assert second.metrics()["auto/composing/low"] == 0.0
 

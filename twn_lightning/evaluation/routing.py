@@ -15,11 +15,12 @@ from torch import Tensor
 
 from twn_lightning.batches import Item
 from twn_lightning.errors import ConfigError, DataError
-from twn_lightning.evaluation.encode import EncodedItems, ThinkMode
+from twn_lightning.evaluation.encode import EncodedItems, ThinkMode, evaluating
 from twn_lightning.evaluation.rank import HEADLINE, blocks, rank_block
 from twn_lightning.evaluation.store_digests import item_digest
 from twn_lightning.evaluation.task import RetrievalTask
 from twn_lightning.losses.info_nce import cosine_scores
+from twn_lightning.models.gate import RoutingGate
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,20 @@ class CandidateGains:
 
     rows: Tensor
     gain: Tensor
+
+
+def gate_probability(gate: RoutingGate, state: Tensor) -> Tensor:
+    """What a gate says of inputs, as in inference: without the dropout that it trains with, and without gradient.
+
+    Args:
+        gate: On any device.
+        state: What it reads, ``(N, G)``, on any device.
+
+    Returns:
+        Float32 ``(N,)`` on the CPU.
+    """
+    with evaluating(gate):
+        return gate.probability(state.to(next(gate.parameters()).device)).cpu()
 
 
 def route(
