@@ -7,6 +7,8 @@ import copy
 import gc
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 
 _tables = tempfile.TemporaryDirectory(prefix="datasets-cache-")  # tables are turned into Arrow files, which no test leaves behind
@@ -70,6 +72,8 @@ CHAT_TEMPLATE = (
 )
 WORDS = ("Find the capital of this country.", "the flag shows a red dot on white, so it is Japan, and its capital is Tokyo", "3 + 4 = 7", "seconds")
 HIDDEN_SIZE = 32
+ALONE = "TESTS_RUN_ALONE"
+"""In the environment of a process that runs one test."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -86,6 +90,19 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """A test that is marked alone runs in a process of its own, and shows what that one printed if it fails."""
+    if pyfuncitem.get_closest_marker("alone") is None or ALONE in os.environ:
+        return None
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", pyfuncitem.nodeid]
+    root = pyfuncitem.config.rootpath
+    done = subprocess.run(command, cwd=root, env={**os.environ, ALONE: "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout, done.stdout
+    return True
 
 
 @pytest.fixture(scope="session")

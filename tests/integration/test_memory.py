@@ -1,8 +1,5 @@
 """Training does not hold on to what it has used: resident memory is flat once the first steps have warmed up."""
 
-import ctypes
-import gc
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,24 +10,14 @@ from lightning.pytorch.loggers import CSVLogger
 
 from experiments.build import build_callbacks, build_data, build_model, build_stage, build_trainer
 from experiments.runs import CONFIGS, STEPS
+from tests.support.memory import STATM, resident_bytes
 from twn_lightning.configs.load import load_config
 
-PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
-STATM = Path("/proc/self/statm")
 EXAMPLE = Path(__file__).parents[2] / "datamodules" / "sources" / "example" / "shapes.jsonl"
 EVERY = 10
 BOUND = 2048
 """Bytes a step. What a step could keep by mistake is its batch or its loss with the graph behind it: tens of KiB even here. The allocator's own
 unrest, about 100 KiB up and down, stays below over 60 steps or more."""
-
-
-def resident_bytes() -> int:
-    """What of this process is in memory now, after what is free has been given back: small leaks would hide in the allocator's free pages."""
-    gc.collect()  # cycles are not leaks
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
-    return int(STATM.read_text().split()[1]) * PAGE
 
 
 def slope(samples: list[int]) -> float:
