@@ -47,7 +47,7 @@ export HF_HUB_OFFLINE ?= 1
 help:  ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo '  Variables: RUN=$(RUN) CONFIG=$(CONFIG) PROFILE=$(PROFILE) OVERRIDES="key=value …"  e.g.  make train RUN=two OVERRIDES="seed=2 model.num_queries=4"'
+	@echo '  Variables: RUN=$(RUN) CONFIG=$(CONFIG) PROFILE=$(PROFILE) OVERRIDES="key=value …"; of some targets DATA TASKS RANKS SEEDS JOBS PORT TESTS WORKERS;  e.g.  make train RUN=two OVERRIDES="seed=2 model.num_queries=4"'
 
 install: $(STAMP)  ## Make .venv with the pinned versions (a second call installs nothing)
 
@@ -113,6 +113,7 @@ results: $(STAMP)  ## Base runs, those without stage 4, and all ablations with e
 	$(SWEEP) stages --variants without_grpo --config $(CONFIG) --profile $(PROFILE) --run $(RUN) --seeds $(SEEDS) --jobs $(JOBS) --collect $(OVERRIDES)
 	$(SWEEP) all $(SWEPT) --collect
 	$(PYTHON) -m experiments.results_page
+	$(PYTHON) -m experiments.readme_results
 
 ablation-gate: $(STAMP)  ## Gate modes and a threshold sweep on a finished run
 	$(PYTHON) -m experiments.ablation_gate $(FINISHED)
@@ -126,7 +127,7 @@ bench: $(STAMP)  ## What the encoder, stage 1, rollouts and ranking cost beside 
 bench-gpu: $(STAMP)  ## Tokens a second, MFU and peak memory of all stages at true shapes (random weights)
 	$(PYTHON) -m experiments.bench_gpu $(OVERRIDES)
 
-pretrain-backbone: $(STAMP)  ## Train the tiny backbone anew (make train does not need it)
+pretrain-backbone: $(STAMP)  ## Train a tiny backbone from nothing (make train does not need it)
 	$(PYTHON) -m experiments.pretrain_backbone $(OVERRIDES)
 
 mlflow-ui: $(STAMP)  ## Compare runs in a browser
@@ -134,7 +135,7 @@ mlflow-ui: $(STAMP)  ## Compare runs in a browser
 	$(PYTHON) -m mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) --workers 1 --backend-store-uri sqlite:///$(abspath runs/mlflow.db)
 
 test: export OMP_NUM_THREADS := 1
-test: $(STAMP)  ## All tests, with coverage of the four packages
+test: $(STAMP)  ## All tests but those of test-ecosystem, with coverage of the four packages
 	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile -m "not ecosystem" --cov --cov-report=term $(TESTS)
 
 test-unit: export OMP_NUM_THREADS := 1

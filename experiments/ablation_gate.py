@@ -2,8 +2,9 @@
 
 On a finished run: never, always, auto and oracle on every test task, and a sweep over the gate's threshold, all from one encoding of each
 task. Prints both tables, leaves them with the figure in the run's folder under ablation_gate/, and makes one nested MLflow run for each
-mode and threshold, so that they can be compared in the UI. Takes as long as one evaluation. What the run's record says of thinking at random
-and by confidence, as often as the gate, stands below. ``--seeds 1,2,3`` prints instead the mean over the base runs of a sweep, from their records.
+mode, every fifth threshold and the sweep, so that they can be compared in the UI. Takes as long as one evaluation. What the run's record says of
+thinking at random and by confidence, as often as the gate, stands below. ``--seeds 1,2,3`` prints instead the mean over the base runs of a sweep,
+from their records.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Stage 1's step (K queries over a cache that was made without a graph) against plain LoRA contrastive training (graph over the whole
 sequence, last-token pooling) of the same backbone, adapter and batches. Prints time, saved activations and resident memory of both; about
-a minute on two cores. Steps of the two are interleaved, and the ratio is the median of the ratios of neighbours. The suite's prompts have 4
-to 25 tokens; --prompt-tokens 256 shows what prompts of the length that large models read would cost.
+two minutes on two cores. Steps of the two are interleaved, and the ratio is the median of the ratios of neighbours. The suite's prompts have 3
+to about 30 tokens; --prompt-tokens 256 shows what prompts of the length that large models read would cost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.command_line import add_settings, new_parser, prepare_process, run_command, settings
+from experiments.command_line import add_settings, new_parser, prepare_process, require_sources, run_command, settings
 from experiments.runs import STEPS
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str]) -> None:
     add_settings(parser)
     parsed = parser.parse_intermixed_args(arguments)
     config = settings(parsed)
+    require_sources(config)
     prepare_process()
     if parsed.only:
         sys.stdout.write(json.dumps({"added_mib": added_memory(config, parsed.only, prompt_tokens=parsed.prompt_tokens)}) + "\n")

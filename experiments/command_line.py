@@ -65,7 +65,7 @@ def add_settings(parser: argparse.ArgumentParser, *, of_run: bool = False) -> No
 
 
 def settings(arguments: argparse.Namespace, *, of_run: bool = False) -> RunConfig:
-    """The run's settings, checked as far as it goes without torch: ranges, backbone folder, the user's files.
+    """The run's settings, checked as far as it goes without torch: ranges and the backbone's folder.
 
     Args:
         arguments: What was given on the command line.
@@ -73,7 +73,6 @@ def settings(arguments: argparse.Namespace, *, of_run: bool = False) -> RunConfi
 
     Raises:
         ConfigError: A setting is wrong.
-        DataError: A file named in data.sources is missing.
     """
     overrides = [*arguments.overrides, *([f"name={arguments.run}"] if arguments.run else [])]
     config = load_config(arguments.config or CONFIG, folder=CONFIGS, profile=arguments.profile or PROFILE, overrides=overrides)
@@ -81,11 +80,19 @@ def settings(arguments: argparse.Namespace, *, of_run: bool = False) -> RunConfi
     if of_run and arguments.config is None and written.is_file():
         config = load_config(written, folder=CONFIGS, profile=arguments.profile, overrides=overrides)
     resolve_backbone(config.backbone.path)
+    return config
+
+
+def require_sources(config: RunConfig) -> None:
+    """Refuse to train without a file that is to be trained on.
+
+    Raises:
+        DataError: A file named in data.sources is missing.
+    """
     for source in config.data.sources:
         path = source.options.get("path")
         if isinstance(path, str) and not Path(path).exists():
             raise DataError(f"data.sources names {path!r}, which is not there (looked for {Path(path).resolve()}): give the path of a file.")
-    return config
 
 
 def require_finished(config: RunConfig) -> RunFolder:

@@ -239,7 +239,9 @@ def pretrain(folder: Path, *, num_steps: int, tower_steps: int, seed: int, start
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.pretrain_backbone", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, default=Path("runs/tiny_qwen3_vl"), help="where the backbone is written")
     parser.add_argument("--steps", type=int, default=5200, help="optimiser steps of 64 examples")
     parser.add_argument("--tower-steps", type=int, default=2500, help="how many of them train the vision tower alone")

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from experiments.command_line import CONFIG, PROFILE, add_settings, new_parser, prepare_process, run_command, settings
+from experiments.command_line import CONFIG, PROFILE, add_settings, new_parser, prepare_process, require_sources, run_command, settings
 from experiments.comparison import MODES, OWN, Records, Row, compare, compare_modes, comparison_markdown, comparison_table
 from experiments.record import RECORD, read_record
 from experiments.runs import RunFolder, write_atomically
@@ -83,6 +83,7 @@ def main(arguments: Sequence[str]) -> None:
     plan = make_plan(parsed)
     if not parsed.no_training:
         for job in plan.jobs:
+            require_sources(job.folder.config)
             job.folder.check("all")
     prepare_process()
     launch = None if parsed.no_training else launch_process(single_threaded=parsed.jobs > 1)

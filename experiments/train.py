@@ -1,7 +1,7 @@
 """python -m experiments.train all
 
 Trains the stages of a run (stage1, stage2, stage3, stage4, or all with the final table) and goes on where it was stopped.
-Needs nothing but the installed package; ``--profile smoke`` shows the whole way in about a minute.
+Needs nothing but the installed package; ``--profile smoke`` shows the whole way in a minute or two.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 
-from experiments.command_line import add_settings, new_parser, prepare_process, run_command, settings
+from experiments.command_line import add_settings, new_parser, prepare_process, require_sources, run_command, settings
 from experiments.runs import COMMANDS, STEPS, RunFolder, num_steps
 from twn_lightning.configs.run import RunConfig
 from twn_lightning.errors import ConfigError
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str]) -> None:
         near = difflib.get_close_matches(parsed.stage, COMMANDS, n=1, cutoff=0.5)
         raise ConfigError(f"There is no stage {parsed.stage!r}.{f' Did you mean {near[0]!r}?' if near else ''} Available: {', '.join(COMMANDS)}.")
     config = settings(parsed)
+    require_sources(config)
     require_training_data(config, parsed.stage)
     given = list(arguments)
     given.remove(parsed.stage)

@@ -1,11 +1,11 @@
 """python -m experiments.bench    (make bench)
 
 What the encoder, training steps and ranking cost, each against what it replaces, on the same weights and inputs in turn. Needs a finished run (or
-``--bundle FOLDER``); about 20 minutes on two cores, two with ``--quick``. Writes docs/benchmarks.md, docs/benchmarks.json and
+``--bundle FOLDER``); about half an hour on two cores, two minutes with ``--quick``. Writes docs/benchmarks.md, docs/benchmarks.json and
 docs/benchmarks_scaling.png; with ``--quick`` or ``--only`` into runs/bench.
 
     python -m experiments.bench --only never                  one part
-    python -m experiments.bench --profile never               where the time of a part goes
+    python -m experiments.bench --where-time-goes never       where the time of a part goes
     python -m experiments.bench --check                       whether the page is what the numbers in the JSON give
     python -m experiments.bench --device cuda --shape qwen3-vl-4b    a true shape with random weights, on a GPU
 """
@@ -67,8 +67,8 @@ def main(arguments: Sequence[str]) -> None:
         torch.set_num_threads(parsed.threads)
     with tempfile.TemporaryDirectory() as temporary:
         world = make_world(parsed, config, bundle, Path(temporary))
-        if parsed.profile:
-            profile(world, parsed.profile)
+        if parsed.where_time_goes:
+            profile(world, parsed.where_time_goes)
             return
         results = measure(world, parsed.only or PARTS)
         record = make_record(world, results, name=name, quick=parsed.quick)
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bundle", metavar="FOLDER", help="a trained bundle (default: the last one of --run)")
     parser.add_argument("--quick", action="store_true", help="few runs and small sizes: about two minutes")
     parser.add_argument("--only", action="append", choices=PARTS, metavar="NAME", help=f"one part; may be given again: {', '.join(PARTS)}")
-    parser.add_argument("--profile", choices=PARTS, metavar="NAME", help="measure nothing; print where the time of a part goes")
+    parser.add_argument("--where-time-goes", choices=PARTS, metavar="NAME", help="measure nothing; print where the time of a part goes")
     parser.add_argument("--check", action="store_true", help="measure nothing; fail if the page or the picture is not what the JSON gives")
     parser.add_argument("--out", metavar="FOLDER", help="where the page goes (default: docs; with --quick or --only runs/bench)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda measures the large backbone alone (default: cpu)")

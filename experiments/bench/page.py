@@ -64,6 +64,8 @@ def make_page(record: Mapping[str, Any], *, picture: str) -> str:
         "",
         f"## Limits: {held} of {len(found)} hold",
         "",
+        "The limits are aims of this project (`experiments/bench/limits.py`).",
+        "",
         *table(("what", "on", "measured", "limit", "holds"), (_verdict_row(verdict) for verdict in found), left=2),
     ]
     for part, heading in HEADINGS.items():

@@ -156,8 +156,8 @@ def _runs(page: Page, collection: Collection, others: Sequence[Collection]) -> N
 
 
 def _counted(collection: Collection) -> str:
-    num_records, num_base = len(list(collection.records())), len(collection.base)
-    return f"{num_records}: {num_base} of the base run, {num_records - num_base} of {len(collection.ablations)} ablations"
+    num_records, num_base, count = len(list(collection.records())), len(collection.base), len(collection.ablations)
+    return f"{num_records}: {num_base} of the base run, {num_records - num_base} of {count} ablation{'s' if count != 1 else ''}"
 
 
 def _told(collection: Collection, key: str) -> str:
@@ -175,7 +175,8 @@ def _versions(collection: Collection) -> str:
 
 def _parameters(collection: Collection) -> str:
     counts = collection.base[0].parameters
-    parts = [f"{cell(name)} {count:,.0f}" for name, count in counts.items() if name != "ratio"]
+    left_out = ("ratio", "trainable")  # the latter is of the last step alone
+    parts = [f"{cell(name)} {count:,.0f}" for name, count in counts.items() if name not in left_out]
     if "ratio" in counts:
         parts.append(f"added to the frozen backbone: {percent(counts['ratio'], 1)} of it")
     return ", ".join(parts)
@@ -270,7 +271,7 @@ def _sides(page: Page, collection: Collection) -> None:
 
 
 def _ablations(page: Page, collection: Collection, main: Collection, *, suffix: str) -> None:
-    page.section(f"Ablations of {cell(collection.name)}" if suffix else "Ablations")
+    page.section(f"Ablations of the base run {cell(collection.name)}" if suffix else "Ablations")
     if collection is not main:
         page.add(ablations.base_line(collection, main))
     found = {ablation: ablations.compared(collection, ablation) for ablation in collection.ablations if ablation != ablations.RIVALS}

@@ -39,7 +39,7 @@ class BackboneConfig:
     max_prompt_tokens: int | None = None
     """A longer prompt is an error (it is never cut inside its image tokens); None for no limit."""
     max_thought_tokens: int = 256
-    """Longest reference chain of thought in tokens, markers included."""
+    """Longest reference chain of thought in tokens, closing marker included; a longer one is an error."""
     video_timestamps: bool = True
     """Tell the model the time of each pair of frames in words, as Qwen3-VL was trained; False saves tokens."""
     padding_side: Literal["left", "right"] = "left"
@@ -83,7 +83,8 @@ class RoutingGateConfig:
     """embedding: the state behind the discriminative embedding (what the answer seems to be); prompt: the mean state of the prompt's words (what is
     asked, and of what); both: one after the other."""
     threshold: float = 0.5
-    """An input thinks if its probability reaches this; stage 3 replaces it by the one chosen on validation pairs."""
+    """An input thinks if its probability reaches this; stage 3 replaces it by the one chosen on the validation tasks, or on the labelled
+    pairs where there are none."""
 
     def __post_init__(self) -> None:
         at_least("model.gate.hidden_size", self.hidden_size, 1, "the hidden layer needs a unit")
@@ -110,7 +111,7 @@ class ModelConfig:
     """kv: the queries attend to the reasoning adapter's detached cache; reencode: prompt, thought and queries are read anew under the embedding
     adapter, which no reasoning weight influences except through the words (Think-Then-Embed-like). Ablation: interface."""
     detach: bool = True
-    """Stop the contrastive gradient at the cache; False lets it reach the reasoning adapter. Ablation: detach."""
+    """Stop the contrastive gradient at the cache; False lets it reach the reasoning adapter. Ablation: dual_lora (attached)."""
     gate: RoutingGateConfig = field(default_factory=RoutingGateConfig)
     """The routing gate."""
 

@@ -44,7 +44,8 @@ class DataConfig:
     """mini: the embedded suite of real pictures, videos and pages, with pairs to train on; mmeb_v2: the 78 test tasks of MMEB-V2, under data.root;
     none: only what data.sources names."""
     root: str = ""
-    """With suite=mmeb_v2, the folder that holds its data sets and media; python -m experiments.check_data says what is missing in it."""
+    """With suite=mmeb_v2, the folder that holds its data sets and media; python -m experiments.check_data says what is missing in it. The
+    recipes look for their training data in it too."""
     tasks: tuple[str, ...] = ()
     """Tasks of the suite to train and evaluate on; empty for all. Of MMEB-V2 also groups of them: image, video, visdoc, IMG_CLS, …"""
     num_pairs: int = 6000
@@ -54,7 +55,7 @@ class DataConfig:
     sources: list[SourceConfig] = field(default_factory=list)
     """Further sources, such as the user's own files, mixed in."""
     validation_batches: int = 4
-    """Batches of validation pairs on which a stage's loss is reported at its end; 0 for none."""
+    """Batches of the embedded suite's validation pairs on which the loss of stages 1 and 2 is reported at their end; 0 for none."""
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
@@ -96,7 +97,8 @@ class EvaluationConfig:
     max_queries: int | None = None
     """Queries of each test task; None for all."""
     validation_queries: int = 48
-    """Queries of each validation task during training and for the choice of the gate's threshold."""
+    """Queries of each validation task during training, and for the gate's threshold where its labels are pairs (with stages.gate.labels=tasks all are
+    taken)."""
 
     def __post_init__(self) -> None:
         one_of("evaluation.modes", self.modes, MODES)
@@ -172,11 +174,12 @@ class CallbacksConfig:
     """With suite=mmeb_v2, tasks or groups of which evaluation.validation_queries queries each are evaluated during training; empty for none. They are
     test tasks: watch them, but choose nothing by them."""
     evaluate_modes: tuple[str, ...] = ("never", "always")
-    """Think modes of these evaluations."""
+    """Think modes of these evaluations (stage 1: never alone)."""
     checkpoint_every: int = 50
-    """Steps between two saves of last.ckpt (it is also saved when a stage is interrupted)."""
+    """Steps between two saves of last.ckpt (with one process it is also saved when a stage is interrupted)."""
     keep_best: int = 1
-    """How many checkpoints with the best validation score are kept besides the last; needs evaluate_every."""
+    """How many checkpoints with the best validation score (mean of all tasks in the last of evaluate_modes; stage 1: never) are kept besides the
+    last; needs evaluate_every, and not with suite=mmeb_v2, whose tasks are test tasks."""
     rollout_samples_every: int = 50
     """Steps between two tables of written thoughts; 0 for none."""
     num_rollout_samples: int = 4

@@ -20,7 +20,7 @@ class OptimConfig:
     warmup_steps: int = 20
     """Optimiser steps of linear warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """Course of the learning rate after the warm-up, down to 0 at the stage's last step."""
+    """Course of the learning rate after the warm-up: constant, or down to 0 at the stage's last step."""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW's decay rates of the first and second moment."""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
@@ -75,7 +75,7 @@ class CotSftConfig:
     """Weight of InfoNCE between a generative and a discriminative side (both ways): a thinking query must find a silent candidate."""
     cot_every: int = 1
     """Steps from one on which the thoughts' cross-entropy is computed to the next. On the others the backbone runs without an autograd graph
-    (interface kv), which is cheaper: a backbone that reasons well already needs less teaching than its readers. One process only."""
+    (interface kv), which is cheaper: a backbone that reasons well already needs less teaching than its readers. Not under DeepSpeed."""
     reasoning_learning_rate: float | None = None
     """Peak learning rate of the reasoning adapter; None: that of optim. A backbone that can describe what it sees needs little to be
     taught to reason, and a high rate makes it forget answers that the training pairs leave out."""
@@ -105,7 +105,7 @@ class GateConfig:
     steps: int = 300
     """Optimiser steps; 0 leaves the stage out: the one before it hands on what it has."""
     batch_size: int = 128
-    """Examples a step."""
+    """Examples a step and rank."""
     labels: Literal["pairs", "tasks"] = "pairs"
     """What is labelled. pairs: pairs of the sources, each positive among the others of its batch; tasks: the validation tasks' queries and the
     candidates they are to find, each among the task's own candidates. Without a suite there are no validation tasks, and pairs of the training split
@@ -117,7 +117,7 @@ class GateConfig:
     """With labels=pairs, the pairs that are labelled: those of the training split, or of the validation split (what the model does on pairs it was
     not trained on)."""
     num_pairs: int = 1536
-    """With labels=pairs, how many are labelled, spread over the sources."""
+    """With labels=pairs, how many are labelled, dealt over the sources by their weights (evenly with split=validation)."""
     label_batch_size: int = 64
     """With labels=pairs, pairs that compete when a label is made: u is the log-softmax score of the positive among them."""
     temperature: float = 0.02
@@ -127,13 +127,13 @@ class GateConfig:
     dead_zone: float = 0.05
     """Examples whose gain lies closer than this to 0, in nats, are left out."""
     balanced: bool = True
-    """Weight the two classes equally in the loss."""
+    """Draw half of each batch from each class, and weight both equally in the loss."""
     dropout: float = 0.0
     """Share of what the gate reads that is hidden from it while it trains: few labelled inputs are soon known by heart."""
     sides: Literal["query", "positive", "both"] = "both"
     """Which side of a pair gives examples."""
     tolerance: float = 0.25
-    """Points of mean validation score that the threshold may give up for fewer reasoning tokens."""
+    """Points of mean validation score that the threshold may give up for fewer reasoning tokens; not used where there are no validation tasks."""
     fixed_threshold: float | None = None
     """The probability from which an input thinks, whatever the validation score says (0.5: think if a gain is likelier than not, with margin 0,
     dead_zone 0 and balanced false the MMEmb-R1-like rule); None: chosen by tolerance."""
