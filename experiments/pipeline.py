@@ -30,7 +30,8 @@ from experiments.build import (
 )
 from experiments.encoded_tasks import EncodedTask, encode_tasks
 from experiments.gating import choose_threshold, curve_metrics, gate_examples, threshold_metrics
-from experiments.record import RECORD, write_record
+from experiments.record import RECORD
+from experiments.recording import write_record
 from experiments.results import log_report, make_report, save_report, show_report
 from experiments.runs import STEPS, RunFolder, Step, backbone_digest, code_digest, num_steps, resolve_backbone
 from experiments.strategy import StrategyMaker, build_strategy, start_ranks

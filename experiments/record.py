@@ -6,21 +6,11 @@ import dataclasses
 import json
 import math
 import typing
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from experiments.runs import RunFolder, write_atomically
 from twn_lightning.errors import DataError
-
-if TYPE_CHECKING:
-    from experiments.encoded_tasks import EncodedTask
-    from experiments.tracking import Tracking
-    from twn_lightning.configs.run import RunConfig
-    from twn_lightning.evaluation.report import Report
-    from twn_lightning.evaluation.task import RetrievalTask
-    from twn_lightning.models.dual_lora import DualLoRAModel
 
 RECORD = "record.json"
 REFERENCES = ("random", "confidence", "query", "candidate")
@@ -182,37 +172,6 @@ def read_record(path: Path) -> RunRecord:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): a run leaves its record after the test tasks.") from error
     return RunRecord.from_json(text, name=str(path))
-
-
-def write_record(  # noqa: PLR0917 -- all that a finished run has at hand
-    config: RunConfig,
-    model: DualLoRAModel,
-    folder: RunFolder,
-    tasks: Sequence[RetrievalTask],
-    encoded: Sequence[EncodedTask],
-    report: Report,
-    tracking: Tracking,
-) -> Path:
-    """Leave ``record.json`` in a finished run's folder.
-
-    Args:
-        config: The run's settings.
-        model: Holds the last bundle.
-        folder: The run's folder.
-        tasks: The test tasks.
-        encoded: Of these tasks, in their order; both sides with ``think="always"``.
-        report: On these tasks.
-        tracking: Whose MLflow runs hold the training curves.
-
-    Raises:
-        DataError: A figure is not finite, or a task was encoded without thoughts.
-    """
-    from experiments.recording import make_record
-
-    assert [each.task.name for each in encoded] == [task.name for task in tasks]
-    path = folder.path / RECORD
-    write_atomically(path, make_record(config, model, folder, encoded, tracking, made_of=report.provenance).to_json())
-    return path
 
 
 T = TypeVar("T")

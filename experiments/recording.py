@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from datamodules.mini.tasks import TASKS
@@ -13,12 +14,14 @@ from experiments.build import data_tags
 from experiments.encoded_tasks import EncodedTask
 from experiments.gating import budget_threshold, candidates_per_query, even_thresholds, token_costs
 from experiments.record import RECORD, Example, RunRecord, TaskRecord
-from experiments.runs import STEPS, RunFolder, Step
+from experiments.runs import STEPS, RunFolder, Step, write_atomically
 from experiments.tracking import Tracking, TrackingLogger, environment_tags
 from twn_lightning.configs.run import RunConfig
 from twn_lightning.evaluation.evaluate import ThinkSides, evaluate_encoded, threshold_sweep
 from twn_lightning.evaluation.rank import rank_task
+from twn_lightning.evaluation.report import Report
 from twn_lightning.evaluation.routing import RoutedResult, candidate_gain, query_gain, references, route
+from twn_lightning.evaluation.task import RetrievalTask
 from twn_lightning.models.dual_lora import DualLoRAModel
 from twn_lightning.models.gate import tokens_per_query
 
@@ -30,6 +33,35 @@ BUDGET_STEP = 5
 """Between two budgets of `RunRecord.budgets`, tokens a query."""
 _SWEEP_STEPS = 50
 _GATE_SETTINGS = ("temperature", "margin", "dead_zone", "tolerance", "labels", "folds")
+
+
+def write_record(  # noqa: PLR0917 -- all that a finished run has at hand
+    config: RunConfig,
+    model: DualLoRAModel,
+    folder: RunFolder,
+    tasks: Sequence[RetrievalTask],
+    encoded: Sequence[EncodedTask],
+    report: Report,
+    tracking: Tracking,
+) -> Path:
+    """Leave ``record.json`` in a finished run's folder.
+
+    Args:
+        config: The run's settings.
+        model: Holds the last bundle.
+        folder: The run's folder.
+        tasks: The test tasks.
+        encoded: Of these tasks, in their order; both sides with ``think="always"``.
+        report: On these tasks.
+        tracking: Whose MLflow runs hold the training curves.
+
+    Raises:
+        DataError: A figure is not finite, or a task was encoded without thoughts.
+    """
+    assert [each.task.name for each in encoded] == [task.name for task in tasks]
+    path = folder.path / RECORD
+    write_atomically(path, make_record(config, model, folder, encoded, tracking, made_of=report.provenance).to_json())
+    return path
 
 
 def make_record(

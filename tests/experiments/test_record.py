@@ -20,9 +20,8 @@ from experiments.record import (
     RunRecord,
     TaskRecord,
     read_record,
-    write_record,
 )
-from experiments.recording import MAX_POINTS, thinned, training_curves
+from experiments.recording import MAX_POINTS, thinned, training_curves, write_record
 from experiments.results import make_report
 from experiments.runs import CONFIGS, STEPS, RunFolder
 from experiments.tracking import Tracking
