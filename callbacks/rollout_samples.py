@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.sinks import StepClock, log_text
 from twn_lightning.batches import PairBatch
-from twn_lightning.evaluation.encode import evaluating
+from twn_lightning.evaluation.encode import AUTOCAST, autocasting, evaluating
 from twn_lightning.models.outputs import Decoding
 from twn_lightning.stages.base import StageModule
 from twn_lightning.stages.grpo import GrpoStage
@@ -70,7 +70,7 @@ def written_thoughts(stage: StageModule[PairBatch], batch: PairBatch, num_prompt
     """A row for each of the batch's first queries: key, thought, tokens, and the reference thought if there is one."""
     chosen = list(range(min(num_prompts, len(batch))))
     rows_tensor = batch.positive_hash.new_tensor(chosen)
-    with evaluating(stage.model):
+    with evaluating(stage.model), autocasting(stage.device, AUTOCAST[str(stage.trainer.precision)]):
         thoughts = stage.model.think(stage.model.prefill(batch.query.select(rows_tensor)), decoding).thoughts
     decode = stage.model.processor.decode
     rows = [

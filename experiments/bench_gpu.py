@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,12 +93,14 @@ def main(arguments: Sequence[str]) -> None:
     load = Load(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(Load)})
     with tempfile.TemporaryDirectory() as temporary:
         model = make_model(parsed, Path(parsed.folder or temporary))
-    readings = measure(model, chosen, sizes, load, rounds=parsed.rounds, dtype=parsed.dtype)
-    record = make_record(parsed, model, readings)
     folder = Path(parsed.out) if parsed.out else ROOT / "docs" if parsed.device == "cuda" else Path("runs") / NAME
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"{NAME}.json", json.dumps(record, indent=1))
-    write_atomically(folder / f"{NAME}.md", page(record))
+    readings: list[Reading] = []
+    for reading in measure(model, chosen, sizes, load, rounds=parsed.rounds, dtype=parsed.dtype):
+        readings.append(reading)  # and all so far are kept: a GPU may be lent for minutes
+        record = make_record(parsed, model, readings)
+        write_atomically(folder / f"{NAME}.json", json.dumps(record, indent=1))
+        write_atomically(folder / f"{NAME}.md", page(record))
     log.info("%s\n%s", page(record), folder / f"{NAME}.md")
 
 
@@ -169,8 +171,8 @@ def _targets(shape: str) -> tuple[str, ...]:
     return PROJECTIONS[:4] if "a3b" in shape else PROJECTIONS  # experts are fused parameters
 
 
-def measure(model: DualLoRAModel, variants: Sequence[str], sizes: Sequence[int], load: Load, *, rounds: int, dtype: str) -> list[Reading]:
-    """Every variant at every batch size, until one is out of memory.
+def measure(model: DualLoRAModel, variants: Sequence[str], sizes: Sequence[int], load: Load, *, rounds: int, dtype: str) -> Iterator[Reading]:
+    """Every variant at every batch size, until one is out of memory, each as soon as it is read.
 
     Args:
         model: On its device; its interface and trainable parts are changed.
@@ -186,7 +188,6 @@ def measure(model: DualLoRAModel, variants: Sequence[str], sizes: Sequence[int],
 
     autocast = torch.bfloat16 if dtype == "bfloat16" else None
     peak = peak_flops(device_name(model.device)) if autocast is not None else None
-    readings = []
     for name in variants:
         fits = True
         for size in sizes:
@@ -200,8 +201,7 @@ def measure(model: DualLoRAModel, variants: Sequence[str], sizes: Sequence[int],
                 reading = read(name, size, steps, model.device, rounds=rounds, peak=peak)
                 fits = reading.status == "measured"
             log.info("%s, %d pairs: %s", VARIANTS[name].title, size, _said(reading))
-            readings.append(reading)
-    return readings
+            yield reading
 
 
 def read(name: str, size: int, prepare: Callable[[], Callable[[], Measured]], device: torch.device, *, rounds: int, peak: float | None) -> Reading:
@@ -237,7 +237,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether torch had no memory left, on a GPU or on the CPU."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in ("DefaultCPUAllocator", "ALLOC_FAILED"))
 
 
 def peak_flops(device: str) -> float | None:

@@ -306,4 +306,4 @@ def _decoding(load: Load, *, temperature: float) -> Decoding:
 def _context(model: DualLoRAModel, autocast: torch.dtype | None) -> Callable[[], AbstractContextManager[object]]:
     if autocast is None:
         return nullcontext
-    return lambda: torch.autocast(model.device.type, dtype=autocast)
+    return lambda: torch.autocast(model.device.type, dtype=autocast, cache_enabled=False)  # as Lightning does

@@ -271,6 +271,7 @@ def _whole_again(config: RunConfig, step: Step, model: DualLoRAModel, folder: Ru
     if not isinstance(strategy, DeepSpeedStrategy):
         model.drop_reference()
         return model
+    barrier()  # rank 0 has written what was trained
     drop_shards(model)
     model = build_model(config)
     _start_from(model, step, folder)

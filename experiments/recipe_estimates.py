@@ -22,6 +22,8 @@ from twn_lightning.errors import DataError
 _BLOCK = re.compile(r"^# Memory of a GPU \(estimated.*\n(?:#   .*\n|# Time on .*\n)+", re.MULTILINE)
 GIB = 2**30
 NUM_GPUS = 8
+MOST_WHOLE = 40 * GIB
+"""Weights above this are spread over the GPUs (zero3)."""
 PROMPT_TOKENS = 400
 """Assumed of a query or a positive: a picture of 640 × 480 (300 tokens of Qwen3-VL) and a text of 100."""
 THOUGHT_TOKENS = 250
@@ -30,6 +32,9 @@ OPERATIONS_A_SECOND = 4.0e14
 """Assumed: 40 % of what an H100's data sheet says for dense bfloat16 (989e12)."""
 SECONDS_A_TOKEN = 0.03
 """Assumed for one token of each row of a batch; a pass that reads all weights once takes a tenth of it."""
+
+GATHERED_A_SECOND = 3.5e11
+"""Assumed: bytes of weights that a GPU gathers from the others over NVLink; under zero3 it does so for every token that stage 4 writes."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -137,7 +142,7 @@ def _memory(config: RunConfig, size: Size) -> Iterator[str]:
     rank = _rank(config)
     per_rank = size.lora if "up_proj" in config.model.reasoning.target_modules else size.lora_attention
     weights, trained = size.parameters * 2, rank * per_rank * 16
-    share = f"; / {NUM_GPUS} GPUs = {weights / NUM_GPUS / GIB:.1f} GiB under zero3 while a stage trains" if weights > 40 * GIB else ""
+    share = f"; / {NUM_GPUS} GPUs = {weights / NUM_GPUS / GIB:.1f} GiB under zero3 while a stage trains" if weights > MOST_WHOLE else ""
     yield f"weights {size.parameters / 1e9:.2f}e9 × 2 B = {weights / GIB:.1f} GiB{share}"
     yield f"adapters {rank} × {per_rank / 1e6:.3f}e6 × 16 B (weight, gradient, two moments) = {trained / GIB:.1f} GiB"
     first, second, fourth, whole = config.stages.contrastive, config.stages.cot_sft, config.stages.grpo, PROMPT_TOKENS + THOUGHT_TOKENS
@@ -178,7 +183,9 @@ def _time(config: RunConfig, size: Size) -> Iterator[str]:
         batches = 2 * -(-stages.gate.num_pairs // stages.gate.label_batch_size // NUM_GPUS)
         yield _written("stage 3 and its refit", batches, 2 * config.decoding.max_new_tokens, "batches of labels")
     if stages.grpo.steps:
-        yield _written("stage 4", stages.grpo.steps, stages.grpo.max_new_tokens, "steps")
+        weights = size.parameters * 2
+        gathered = weights * (NUM_GPUS - 1) / NUM_GPUS / GATHERED_A_SECOND if weights > MOST_WHOLE else 0.0
+        yield _written("stage 4", stages.grpo.steps, stages.grpo.max_new_tokens, "steps", gathered=gathered)
 
 
 def _computed(stage: str, steps: int, operations: float, passes: int) -> str:
@@ -186,8 +193,10 @@ def _computed(stage: str, steps: int, operations: float, passes: int) -> str:
     return f"{stage}: {steps} steps × {operations * passes:.2e} operations / {OPERATIONS_A_SECOND / 1e14:.1f}e14 a second = {hours:.1f} h"
 
 
-def _written(stage: str, number: int, tokens: int, of: str) -> str:
-    return f"{stage}: {number} {of} × {tokens} tokens, one after another, × {SECONDS_A_TOKEN} s = {number * tokens * SECONDS_A_TOKEN / 3600:.1f} h"
+def _written(stage: str, number: int, tokens: int, of: str, *, gathered: float = 0.0) -> str:
+    seconds = SECONDS_A_TOKEN + round(gathered, 2)
+    shown = f"({SECONDS_A_TOKEN} + {gathered:.2f} to gather the weights)" if gathered else f"{SECONDS_A_TOKEN}"
+    return f"{stage}: {number} {of} × {tokens} tokens, one after another, × {shown} s = {number * tokens * seconds / 3600:.1f} h"
 
 
 if __name__ == "__main__":

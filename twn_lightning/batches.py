@@ -239,13 +239,13 @@ def _moved(batch: BatchT, device: torch.device | str) -> BatchT:
 def _select_media(values: Tensor | None, grid: Tensor | None, per_row: Tensor, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
     if values is None or grid is None:
         return None, None
-    media_ends = per_row.cumsum(0).tolist()
+    counts, media_ends = per_row.tolist(), per_row.cumsum(0).tolist()
     patch_counts = grid.prod(dim=1)
     patch_ends = patch_counts.cumsum(0).tolist()
     patch_starts = [0, *patch_ends[:-1]]
     chosen: list[int] = []
     for row in rows.tolist():
-        chosen.extend(range(media_ends[row] - int(per_row[row]), media_ends[row]))
+        chosen.extend(range(media_ends[row] - counts[row], media_ends[row]))
     if not chosen:
         return None, None
     pieces: Sequence[Tensor] = [values[patch_starts[medium] : patch_ends[medium]] for medium in chosen]

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
     if parsed.check:
         check(folder, name)
         return
-    of_run = argparse.Namespace(config=None, profile=None, run=parsed.run, overrides=parsed.overrides)  # --profile means another thing here
+    of_run = argparse.Namespace(config=None, profile=None, run=parsed.run, overrides=parsed.overrides)
     config = settings(of_run, of_run=True)
     bundle = _bundle(parsed, config)
     prepare_process()
@@ -70,9 +70,8 @@ def main(arguments: Sequence[str]) -> None:
         if parsed.where_time_goes:
             profile(world, parsed.where_time_goes)
             return
-        results = measure(world, parsed.only or PARTS)
-        record = make_record(world, results, name=name, quick=parsed.quick)
-    write(folder, record)
+        measure(world, parsed.only or PARTS, keep=lambda results: write(folder, make_record(world, results, name=name, quick=parsed.quick)))
+    log.info("%s", folder / f"{name}.md")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -146,11 +145,17 @@ def parts() -> dict[str, Callable[[World], Cases]]:
     return dict(zip(PARTS, functions, strict=True))
 
 
-def measure(world: World, names: Sequence[str]) -> list[Result]:
-    """Every case of some parts; a line on each."""
+def measure(world: World, names: Sequence[str], *, keep: Callable[[Sequence[Result]], None]) -> None:
+    """Every case of some parts; a line on each.
+
+    Args:
+        world: What is measured.
+        names: Of the parts.
+        keep: Told after each part of all results so far: a later part may run out of memory or time.
+    """
     from experiments.display import progress
 
-    results = []
+    results: list[Result] = []
     for name in PARTS:
         if name not in names:
             continue
@@ -161,8 +166,9 @@ def measure(world: World, names: Sequence[str]) -> list[Result]:
                 result = measured(name, case, clock=world.clock(), progress=lambda done, runs=runs: advance(done, runs))  # type: ignore[misc]
                 log.info("%s · %s: %s", name, result.setting, _said(result))
                 results.append(result)
+                del case  # its models, before the next one's are made
         log.info("%s took %.0f s", name, time.monotonic() - started)
-    return results
+        keep(results)
 
 
 def profile(world: World, name: str) -> None:
@@ -225,7 +231,6 @@ def write(folder: Path, record: Mapping[str, Any]) -> None:
         write_atomically(folder / f"{record['name']}.md", text)
     except OSError as error:
         raise DataError(f"{folder} cannot be written ({error.strerror}): choose another with --out.") from error
-    log.info("%s", folder / f"{record['name']}.md")
 
 
 def render(record: Mapping[str, Any]) -> tuple[str, bytes | None]:

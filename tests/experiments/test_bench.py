@@ -66,7 +66,12 @@ def world(tiny_bundle: Path, tiny_backbone_path: Path, tmp_path_factory: pytest.
 
 @pytest.fixture(scope="module")
 def results(world: World) -> list[Result]:
-    return measure(world, list(parts()))
+    kept: list[list[Result]] = []
+    measure(world, list(parts()), keep=lambda results: kept.append(list(results)))
+    lengths = [len(results) for results in kept]
+    assert lengths == sorted(set(lengths)), "after each part, with what was measured before"
+    assert len(lengths) == len(parts())
+    return kept[-1]
 
 
 @pytest.fixture
@@ -205,7 +210,9 @@ def test_modes_come_with_what_they_spend_and_find(results: list[Result]) -> None
 def test_of_a_gate_that_knows_nothing_a_share_thinks(tiny_bundle: Path, tiny_backbone_path: Path, tmp_path: Path) -> None:
     both = make_world(tiny_bundle, tiny_backbone_path, tmp_path, shape="qwen3-vl-2b")
     large = replace(both, trained_bundle=None)
-    (found,) = measure(large, ["modes"])
+    kept: list[Result] = []
+    measure(large, ["modes"], keep=kept.extend)
+    (found,) = kept
     assert "random weights, K = 4" in found.setting
     assert set(found.seconds) == {"never", "auto", "always"}
     assert found.numbers["think_rate.auto"] == pytest.approx(2 / 6)  # of six inputs the two above the 65th percentile

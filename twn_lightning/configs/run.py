@@ -123,7 +123,7 @@ class TrainerConfig:
     """Machines."""
     strategy: str = "auto"
     """Lightning's strategy: auto, ddp, deepspeed_stage_2, deepspeed_stage_3, …"""
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Arithmetic of the forward, in training, labelling and evaluation; losses and scores are float32 in any case."""
     accumulate: int = 1
     """Batches an optimiser step (each is contrasted in itself)."""

@@ -36,7 +36,7 @@ ProgressCallback: TypeAlias = Callable[[int, int], None]
 KnownItems: TypeAlias = dict[tuple[ThinkMode, bytes], tuple[EncodedItems, int]]
 """Think mode and content of an item → the batch it was encoded in, and its row there."""
 
-AUTOCAST: Mapping[str, torch.dtype | None] = {"32-true": None, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
+AUTOCAST: Mapping[str, torch.dtype | None] = {"32-true": None, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 """Lightning's name of a precision → the type in which the matrix products of a pass run, None for that of the weights. Adapters, which are loaded
 in float32, so run in 16 bits as they did while they were trained."""
 

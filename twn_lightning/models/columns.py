@@ -51,7 +51,8 @@ def mean_over_words(hidden: Tensor, mask: Tensor, visual_mask: Tensor | None) ->
         visual_mask: Where vision tokens are, bool ``(B, S)``, or None.
     """
     words = mask.float() if visual_mask is None else mask * ~visual_mask
-    return torch.einsum("bsh,bs->bh", hidden.float(), words.float()) / words.sum(dim=1, keepdim=True)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return torch.einsum("bsh,bs->bh", hidden.float(), words.float()) / words.sum(dim=1, keepdim=True)
 
 
 def at_column(values: Tensor, column: Tensor) -> Tensor:

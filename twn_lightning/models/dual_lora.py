@@ -41,6 +41,8 @@ Interface = Literal["kv", "reencode"]
 Part = Literal["reasoning", "embedding", "queries", "gate"]
 PARTS: tuple[Part, ...] = ("reasoning", "embedding", "queries", "gate")
 
+_RECOMPUTED_ROWS = 32
+
 
 class DualLoRAModel(nn.Module):
     """A multimodal embedding model that can think before it embeds.
@@ -346,8 +348,10 @@ class DualLoRAModel(nn.Module):
         prompt, mask = self.backbone.prompt(inputs), inputs.attention_mask
         rows = torch.arange(len(inputs), device=mask.device).repeat_interleave(len(thoughts) // len(inputs))
         if self.training and self._recomputes:
+            pieces = torch.split(torch.arange(len(rows), device=rows.device), _RECOMPUTED_ROWS)  # a layer of one is recomputed at a time
             with self._pass(adapter, dropout=False, recompute=True):
-                hidden = self._read_together(prompt.select(rows), mask[rows], thoughts, None)
+                read = [self._read_together(prompt.select(rows[piece]), mask[rows[piece]], thoughts.select(piece), None) for piece in pieces]
+            hidden = torch.cat(read)
         else:
             cache = mapped_cache(self._read_prompts(prompt, mask, adapter)[0], lambda tensor: tensor.index_select(0, rows))
             with self._pass(adapter, dropout=False, recompute=False):

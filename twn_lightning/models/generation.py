@@ -72,7 +72,7 @@ def score_thoughts(
     else:
         pairs = zip(states.tensor_split(num_parts), written.tensor_split(num_parts), strict=True)
         parts = [checkpoint(score, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
-    log_probs, correct = torch.zeros(is_written.shape, device=hidden.device), torch.zeros_like(is_written)
+    log_probs, correct = torch.zeros(is_written.shape, dtype=torch.float32, device=hidden.device), torch.zeros_like(is_written)
     log_probs[is_written] = torch.cat([part[0] for part in parts])
     correct[is_written] = torch.cat([part[1] for part in parts])
     return log_probs, correct
@@ -130,7 +130,7 @@ def write_thoughts(
         chance.uniform_(generator=generator)
     token_ids = torch.full((num_rows, most + 1), processor.pad_id, device=device)
     token_ids[:, 0] = processor.think_open_id
-    log_probs = torch.zeros(num_rows, most, device=device)
+    log_probs = torch.zeros(num_rows, most, dtype=torch.float32, device=device)
     rows = torch.arange(num_rows, device=device)
     writing = torch.ones_like(rows, dtype=torch.bool)
     for step in range(most + 1):

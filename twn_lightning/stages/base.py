@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -243,9 +244,9 @@ class StageModule(LightningModule, ABC, Generic[BatchT]):
         return optimizer
 
     def _can_fuse(self, parameters: list[nn.Parameter]) -> bool:
-        # Fused AdamW unscales by itself under a float16 scaler, and Lightning can then not clip.
-        scaled = self._trainer is not None and str(self._trainer.precision).startswith("16")
-        return not scaled and all(parameter.device.type in {"cpu", "cuda"} for parameter in parameters)
+        # Lightning clips no fused optimiser in mixed precision, whether there is a scaler or not.
+        mixed = self._trainer is not None and isinstance(self._trainer.precision_plugin, MixedPrecision)
+        return not mixed and all(parameter.device.type in {"cpu", "cuda"} for parameter in parameters)
 
     def _not_finite(self, batch: BatchT, output: StepOutput) -> str:
         parts = ", ".join(f"{name} {float(value.detach()):.4g}" for name, value in {"loss": output.loss, **output.metrics}.items())

@@ -47,6 +47,14 @@ def trainer(**settings: Any) -> Trainer:
     return Trainer(**(defaults | settings))
 
 
+def test_mixed_precision_clips(tiny_model: DualLoRAModel) -> None:
+    """Lightning refuses to clip a fused optimiser there."""
+    stage = GateStage(tiny_model, OPTIM)
+    before = [parameter.detach().clone() for parameter in tiny_model.gate.parameters()]
+    trainer(precision="bf16-mixed", gradient_clip_val=1.0).fit(stage, gate_batches(tiny_model))
+    assert not all(map(torch.equal, before, tiny_model.gate.parameters()))
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
