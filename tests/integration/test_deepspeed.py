@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,18 @@ def test_two_ranks_train_what_one_process_does(zero: int, two_ranks: Callable[[i
 def test_both_kinds_of_zero_end_alike(two_ranks: Callable[[int], RunConfig]) -> None:
     first, second = (RunFolder(two_ranks(zero)) for zero in (2, 3))
     assert_close(tensors(second.bundle(STEPS[-1])), tensors(first.bundle(STEPS[-1])), atol=3e-4)
+
+
+def test_all_stages_train_in_the_precision_of_the_profiles(smoke_settings: list[str]) -> None:
+    settings = ["trainer.strategy=deepspeed_stage_3", "trainer.devices=2", "trainer.precision=bf16-mixed"]
+    settings += ["backbone.dtype=bfloat16", "backbone.gradient_checkpointing=true"]
+    run_ranks(cpu_deepspeed.pipeline, overrides(smoke_settings, "bfloat16", *settings))
+    folder = RunFolder(load(smoke_settings, "bfloat16", *settings))
+    assert folder.last_done() == STEPS[-1]
+    bundles = [tensors(folder.bundle(step)) for step in STEPS[:4]]
+    moved = [{key.partition(".")[0] for key in after if not torch.equal(before[key], after[key])} for before, after in pairwise(bundles)]
+    assert moved == [{"reasoning", "embedding", "queries"}, {"gate_mlp"}, {"reasoning"}]
+    assert all(bool(value.isfinite().all()) for bundle in bundles for value in bundle.values())
 
 
 @pytest.mark.parametrize("zero", [2, 3])

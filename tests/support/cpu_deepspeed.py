@@ -64,6 +64,8 @@ class CpuDeepSpeedStrategy(DeepSpeedStrategy):
         assert isinstance(self.config, dict)
         # ZeRO-3 walks so many numbers ahead to see whether a weight is soon used again: with a tiny model through the whole step, each time.
         self.config["zero_optimization"]["stage3_max_reuse_distance"] = 0
+        # Weights as small as a tiny model's would otherwise all stay whole on each rank.
+        self.config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
 
     def setup_environment(self) -> None:
         """As of the parent, which refuses everything but CUDA."""

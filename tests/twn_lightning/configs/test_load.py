@@ -113,8 +113,14 @@ def test_flatten_gives_dotted_keys() -> None:
     assert flat["data.sources"] == "[]"
 
 
-@pytest.mark.parametrize("profile", [None, *sorted(path.stem for path in (CONFIGS / "profiles").glob("*.yaml"))])
-@pytest.mark.parametrize("config", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+PAIRS = [
+    pytest.param(config.stem, profile, marks=[] if profile is None or config.stem == "mini" else pytest.mark.slow)
+    for config in sorted(CONFIGS.glob("*.yaml"))
+    for profile in (None, *sorted(path.stem for path in (CONFIGS / "profiles").glob("*.yaml")))
+]
+
+
+@pytest.mark.parametrize(("config", "profile"), PAIRS)
 def test_every_shipped_config_loads_with_every_profile(config: str, profile: str | None) -> None:
     assert load(config=config, profile=profile).name
 
