@@ -62,7 +62,7 @@ def compare(config: RunConfig, folder: RunFolder) -> list[SweepPoint]:
     Returns:
         The mean sweep over all tasks, one point for each threshold.
     """
-    from experiments.build import build_model, build_tasks, data_tags, inference_device
+    from experiments.build import build_model, build_tasks, inference_device
     from experiments.display import show
     from experiments.encoded_tasks import encode_tasks
     from experiments.gating import even_thresholds, mean_sweep
@@ -90,7 +90,7 @@ def compare(config: RunConfig, folder: RunFolder) -> list[SweepPoint]:
     save_report(report, tasks, results, path, {"quality_against_tokens.png": figure})
     table = sweep_table(points, threshold)
     write_atomically(path / "sweep.md", sweep_markdown(points))
-    with Tracking(config, folder.path, data_tags(config)).running() as tracking:
+    with Tracking(config, folder.path).running() as tracking:
         _log(report, points, _shown(points, threshold), tracking)
         tracking.parent.log_figure("figures/ablation_gate.png", figure)
         tracking.parent.log_artifact(path / "sweep.md", "ablation_gate")

@@ -13,6 +13,7 @@ import dataclasses
 import gc
 import json
 import logging
+import shutil
 import statistics
 import sys
 import tempfile
@@ -94,14 +95,22 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         model = make_model(parsed, Path(parsed.folder or temporary))
     folder = Path(parsed.out) if parsed.out else ROOT / "docs" if parsed.device == "cuda" else Path("runs") / NAME
-    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / "unfinished"
     readings: list[Reading] = []
     for reading in measure(model, chosen, sizes, load, rounds=parsed.rounds, dtype=parsed.dtype):
-        readings.append(reading)  # and all so far are kept: a GPU may be lent for minutes
-        record = make_record(parsed, model, readings)
-        write_atomically(folder / f"{NAME}.json", json.dumps(record, indent=1))
-        write_atomically(folder / f"{NAME}.md", page(record))
+        readings.append(reading)
+        write(unfinished, make_record(parsed, model, readings))  # a later one may run out of time
+    record = make_record(parsed, model, readings)
+    write(folder, record)
+    shutil.rmtree(unfinished)
     log.info("%s\n%s", page(record), folder / f"{NAME}.md")
+
+
+def write(folder: Path, record: dict[str, Any]) -> None:
+    """The record as JSON and as a page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / f"{NAME}.json", json.dumps(record, indent=1))
+    write_atomically(folder / f"{NAME}.md", page(record))
 
 
 def _parser() -> argparse.ArgumentParser:

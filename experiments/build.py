@@ -227,7 +227,9 @@ def build_pair_data(config: RunConfig, step: Step, processor: Processor) -> Pair
 
 
 def build_label_data(config: RunConfig, processor: Processor) -> PairDataModule:
-    """The pairs from which stage 3 makes its examples, evenly spread over the sources; the user's own files have no split but "train"."""
+    """The pairs from which stage 3 makes its examples, dealt over the sources by their weights (evenly those of the validation split); the user's own
+    files have no split but "train".
+    """
     gate = config.stages.gate
     split = gate.split if config.data.suite == "mini" else "train"
     sources = build_sources(config, split, stage="gate")

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datamodules.mini.suite import data_revision
 from datamodules.mmeb.profiles import PROFILES
 from datamodules.mmeb.suite import check_suite
 from datamodules.mmeb.table import TABLE, UNCHANGED, TaskRow, select
-from experiments.build import build_tasks, data_tags
+from experiments.build import build_tasks
 from experiments.display import progress
 from experiments.mmeb_tasks import TasksInTurn, given_instructions
 from experiments.runs import write_atomically
@@ -97,7 +98,7 @@ def open_suite(config: RunConfig, folder: Path, *, skip_missing: bool) -> Suite:
     if config.data.suite == "mini":
         tasks = build_tasks(config, "test", max_queries=config.evaluation.max_queries)
         names = tuple(task.name for task in tasks)
-        return Suite("Test tasks", tasks, names, task_labels(tasks), tags=data_tags(config), shares_candidates=True)
+        return Suite("Test tasks", tasks, names, task_labels(tasks), tags={"data_revision": data_revision()}, shares_candidates=True)
     root, chosen, instructions = Path(config.data.root), select(config.data.tasks), given_instructions(config)
     if not root.is_dir():
         raise DataError(f"data.root is {str(root)!r}, but there is no such folder: name the one that holds the data sets and media of MMEB-V2.")

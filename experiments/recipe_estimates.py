@@ -32,7 +32,6 @@ OPERATIONS_A_SECOND = 4.0e14
 """Assumed: 40 % of what an H100's data sheet says for dense bfloat16 (989e12)."""
 SECONDS_A_TOKEN = 0.03
 """Assumed for one token of each row of a batch; a pass that reads all weights once takes a tenth of it."""
-
 GATHERED_A_SECOND = 3.5e11
 """Assumed: bytes of weights that a GPU gathers from the others over NVLink; under zero3 it does so for every token that stage 4 writes."""
 

@@ -99,7 +99,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         return None
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", pyfuncitem.nodeid]
     root = pyfuncitem.config.rootpath
-    done = subprocess.run(command, cwd=root, env={**os.environ, ALONE: "1"}, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=root, env={**os.environ, ALONE: "1", "PYTEST_ADDOPTS": ""}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout, done.stdout
     return True

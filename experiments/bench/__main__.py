@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import shutil
 import sys
 import tempfile
 import time
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 
 DOCS = Path(__file__).parents[2] / "docs"
 ELSEWHERE = Path("runs") / "bench"
+UNFINISHED = "unfinished"
+"""Folder below, with what has been measured while there is more to do."""
 PARTS = tuple(HEADINGS)
 
 
@@ -70,7 +73,11 @@ def main(arguments: Sequence[str]) -> None:
         if parsed.where_time_goes:
             profile(world, parsed.where_time_goes)
             return
-        measure(world, parsed.only or PARTS, keep=lambda results: write(folder, make_record(world, results, name=name, quick=parsed.quick)))
+        unfinished = folder / UNFINISHED
+        names = parsed.only or PARTS
+        results = measure(world, names, keep=lambda found: write(unfinished, make_record(world, found, name=name, quick=parsed.quick)))
+        write(folder, make_record(world, results, name=name, quick=parsed.quick))
+    shutil.rmtree(unfinished)
     log.info("%s", folder / f"{name}.md")
 
 
@@ -145,7 +152,7 @@ def parts() -> dict[str, Callable[[World], Cases]]:
     return dict(zip(PARTS, functions, strict=True))
 
 
-def measure(world: World, names: Sequence[str], *, keep: Callable[[Sequence[Result]], None]) -> None:
+def measure(world: World, names: Sequence[str], *, keep: Callable[[Sequence[Result]], None]) -> list[Result]:
     """Every case of some parts; a line on each.
 
     Args:
@@ -169,6 +176,7 @@ def measure(world: World, names: Sequence[str], *, keep: Callable[[Sequence[Resu
                 del case  # its models, before the next one's are made
         log.info("%s took %.0f s", name, time.monotonic() - started)
         keep(results)
+    return results
 
 
 def profile(world: World, name: str) -> None:

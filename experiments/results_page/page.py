@@ -137,7 +137,7 @@ def _runs(page: Page, collection: Collection, others: Sequence[Collection]) -> N
         ),
         ["versions", _versions(collection)],
         ["parameters", _parameters(collection)],
-        ["seconds of training, other runs beside it", _seconds(collection)],
+        ["seconds of training (more where other runs were beside it)", _seconds(collection)],
         ["gate's threshold", f"{listed(f'{number(record.threshold, 4)} (seed {record.seed})' for record in base)}, chosen on validation tasks"],
         *(
             [

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,14 @@ def test_evaluate_compares_the_sides(finished_run: RunConfig, arguments: list[st
     tokens = {side: sum(row["tokens_per_query"]["always"] for row in report["rows"]) for side, report in reports.items()}
     assert tokens["query"] + tokens["candidate"] == pytest.approx(tokens["both"])
     assert "thinking side: candidate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [evaluate.main, ablation_gate.main])
+def test_a_finished_run_is_evaluated_without_the_files_it_was_trained_on(
+    command: Callable[[list[str]], None], finished_run: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(["--run", "done", f"output_dir={finished_run.output_dir}", f"data.sources=[{{options: {{path: {tmp_path}/gone.jsonl}}}}]"])
+    assert "DigitSum" in capsys.readouterr().out
 
 
 def test_a_command_on_a_run_takes_the_settings_it_was_made_with(finished_run: RunConfig) -> None:

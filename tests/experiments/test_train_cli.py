@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from experiments.command_line import FAILED, STOPPED, run_command
-from experiments.evaluate import main as evaluate
 from experiments.sweep import main as sweep
 from experiments.train import main
 from twn_lightning.errors import CheckpointError, ConfigError, DataError
@@ -79,11 +78,6 @@ def test_a_missing_data_file_is_named(tmp_path: Path, backbone: str) -> None:
         main(["stage1", backbone, missing])
     with pytest.raises(DataError, match=r"data.sources names '.*mine.jsonl', which is not there"):
         sweep(["stages", backbone, missing, f"output_dir={tmp_path}"])
-
-
-def test_a_finished_run_is_evaluated_without_the_files_it_was_trained_on(tmp_path: Path, backbone: str) -> None:
-    with pytest.raises(ConfigError, match="has no finished stage"):
-        evaluate([backbone, f"data.sources=[{{options: {{path: {tmp_path}/mine.jsonl}}}}]", f"output_dir={tmp_path}"])
 
 
 def test_an_unwritable_folder_is_named(tmp_path: Path, backbone: str) -> None:

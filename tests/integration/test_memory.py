@@ -73,6 +73,7 @@ def growth(number: int, num_steps: int, backbone: Path, folder: Path, *, leak: C
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.skipif(not STATM.exists(), reason="resident memory is read from /proc")
 @pytest.mark.parametrize(("number", "num_steps"), [(0, 500), (1, 160), (3, 160)], ids=["contrastive", "cot_sft", "grpo"])
 def test_memory_does_not_grow_with_steps(number: int, num_steps: int, tiny_backbone_path: Path, tmp_path: Path) -> None:
@@ -80,6 +81,7 @@ def test_memory_does_not_grow_with_steps(number: int, num_steps: int, tiny_backb
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.skipif(not STATM.exists(), reason="resident memory is read from /proc")
 def test_a_step_that_kept_its_vectors_would_show(tiny_backbone_path: Path, tmp_path: Path) -> None:
     found = growth(0, 120, tiny_backbone_path, tmp_path, leak=lambda: torch.ones(4, 512))

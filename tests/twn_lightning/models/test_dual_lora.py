@@ -314,7 +314,6 @@ def test_selected_and_repeated_rows_of_a_prefix_are_those_rows(tiny_model: DualL
 def test_thoughts_of_one_prompt_share_its_reading(
     make_model: MakeModel, make_items: MakeItems, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
 ) -> None:
-    monkeypatch.setattr("twn_lightning.models.dual_lora._RECOMPUTED_ROWS", 5)  # of twelve
     model, group = make_model().train(), 3
     model.set_trainable("reasoning")
     if checkpointing:
@@ -322,7 +321,8 @@ def test_thoughts_of_one_prompt_share_its_reading(
     inputs, repeated = (model.processor.inputs(items) for items in (make_items(4), [item for item in make_items(4) for _ in range(group)]))
     thoughts = model.processor.thoughts([COTS[index % len(COTS)] for index in range(4 * group)])
     results = []
-    for prompts in (inputs, repeated):
+    for prompts, recomputed_rows in ((inputs, 5), (repeated, 12)):
+        monkeypatch.setattr("twn_lightning.models.dual_lora._RECOMPUTED_ROWS", recomputed_rows)
         model.num_prompt_tokens = 0
         model.zero_grad()
         log_probs = model.thought_log_probs(prompts, thoughts)

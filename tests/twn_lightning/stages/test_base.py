@@ -47,7 +47,7 @@ def trainer(**settings: Any) -> Trainer:
     return Trainer(**(defaults | settings))
 
 
-def test_mixed_precision_clips(tiny_model: DualLoRAModel) -> None:
+def test_mixed_precision_trains_with_clipping(tiny_model: DualLoRAModel) -> None:
     """Lightning refuses to clip a fused optimiser there."""
     stage = GateStage(tiny_model, OPTIM)
     before = [parameter.detach().clone() for parameter in tiny_model.gate.parameters()]
